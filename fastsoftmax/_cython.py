@@ -1,0 +1,3 @@
+name = "cython"
+strided = True
+def why_not(): return "not written yet"

@@ -1,0 +1,3 @@
+name = "numba"
+strided = False
+def why_not(): return "not written yet"

@@ -1,0 +1,365 @@
+"""The table: every operation of the project, once.
+
+Nothing else lists operations.  The backends must serve exactly these rows, the conformance test, the
+benchmarks, the ``bench`` command and the documentation iterate over them.
+
+An operation is a map on *rows*.  Its operands are described by their kind, in gufunc notation:
+
+========= ============ =====================================================================
+kind      notation     what a kernel sees
+========= ============ =====================================================================
+ROW       ``(c)``      one vector of ``c`` classes per row
+ONE       ``()``       one number per row
+LABEL     ``()i``      one class index per row (int64)
+CLASS     ``c``        one vector of ``c`` classes, shared by all rows
+SQUARE    ``(c,c)``    one matrix per row
+========= ============ =====================================================================
+
+By convention a ROW input called ``x`` holds logits (the plan applies ``where`` and ``softcap`` to it) and a
+ROW output called ``dx`` a gradient with respect to them (the plan applies the chain rule's factor).
+
+``definition`` is the executable mathematics, on arrays of rows in any floating dtype.  Evaluated in
+``longdouble`` it is the tests' oracle; evaluated one precision up and rounded once it is the ``numpy``
+backend.  It is written for exactness, not for speed: sums that would cancel are taken over "the others".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+ROW, ONE, LABEL, CLASS, SQUARE = "(c)", "()", "()i", "c", "(c,c)"
+
+# A softmax that was rounded to bfloat16 (8 bits) sums to 1 within 2**-8 or so.  Inside this band the
+# derivative rules divide p by its sum, so that rounding of the saved output cannot leak into row sums;
+# outside it p is no softmax and the rules are applied to the letter.
+UNIT_SUM_BAND = 1 / 64
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation on rows.
+
+    Attributes
+    ----------
+    name
+        Name of the kernel in every backend.
+    ins, outs
+        ``(name, kind)`` of the operands, in the kernels' argument order.
+    params
+        Names of the scalar parameters, in the kernels' argument order; all are passed as floats.
+    ulp
+        Promised error in units in the last place of the exact result (``kind="result"``), or of the largest
+        term that goes into it (``kind="term"``): sums of signed terms can cancel, and no rounding of the inputs
+        lets a kernel promise more.
+    bytes_moved
+        Row elements that must cross the memory bus, read plus written, per element of a row.
+    public
+        The public functions that end in this kernel.
+    """
+
+    name: str
+    ins: tuple[tuple[str, str], ...]
+    outs: tuple[tuple[str, str], ...]
+    params: tuple[str, ...]
+    ulp: float
+    bytes_moved: int
+    public: tuple[str, ...]
+    definition: Callable[..., tuple[Array, ...]]
+    ulp_kind: str = "result"
+
+
+OPS: dict[str, Op] = {}
+
+
+def _op(
+    ins: str,
+    outs: str,
+    params: str = "",
+    *,
+    ulp: float,
+    bytes_moved: int,
+    public: str,
+    ulp_kind: str = "result",
+) -> Callable[[Callable[..., tuple[Array, ...]]], Callable[..., tuple[Array, ...]]]:
+    """Enter the decorated definition in the table.  Operands are written as ``name:kind`` words."""
+
+    def pairs(text: str) -> tuple[tuple[str, str], ...]:
+        return tuple((w.split(":")[0], w.split(":")[1]) for w in text.split())
+
+    def enter(definition: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+        name = definition.__name__
+        OPS[name] = Op(
+            name,
+            pairs(ins),
+            pairs(outs),
+            tuple(params.split()),
+            ulp,
+            bytes_moved,
+            tuple(public.split()),
+            definition,
+            ulp_kind,
+        )
+        return definition
+
+    return enter
+
+
+# --- shared pieces of the definitions --------------------------------------------------------------------
+
+
+def _first_max(x: Array) -> Array:
+    """Column of the first largest element of each row, as an index array for take_along_axis."""
+    return np.argmax(x, axis=-1)[:, None]
+
+
+def _shifted(x: Array, scale: Any) -> tuple[Array, Array, Array, Array]:
+    """Return ``z = scale * x``, its row maximum m, ``exp(z - m)`` and the sum of the latter without one maximum.
+
+    The softmax denominator is ``1 + rest``: its logarithm keeps full relative precision when one class
+    dominates, which ``log(sum)`` does not.
+    """
+    z = x * scale
+    top = _first_max(z)
+    m = np.take_along_axis(z, top, -1)
+    e = np.exp(z - m)
+    others = e.copy()
+    np.put_along_axis(others, top, 0, -1)
+    return z, m, e, others.sum(-1, keepdims=True)
+
+
+def _centred(p: Array, t: Array, key: Array) -> tuple[Array, Array]:
+    """Return ``t - <p, t>`` for a softmax p, without cancellation where one class dominates, and the mask p == 0.
+
+    ``t`` is taken relative to its value at the most probable class.  For exact p any such shift drops out; for
+    a rounded p dividing by its sum makes it drop out, too.
+    """
+    dead = p == 0
+    t = np.where(dead, 0, t)
+    ref = np.take_along_axis(t, _first_max(key), -1)
+    h = np.where(dead, 0, t - ref)
+    total = p.sum(-1, keepdims=True)
+    dot = (p * h).sum(-1, keepdims=True)
+    unit = np.abs(total - 1) <= UNIT_SUM_BAND
+    centre = np.where(unit, dot / np.where(unit, total, 1), dot - ref * (1 - total))
+    return h - centre, dead
+
+
+# --- forward ------------------------------------------------------------------------------------------------
+
+
+@_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="softmax")
+def softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``y = exp(scale x - lse(scale x))``."""
+    z, m, e, rest = _shifted(x, scale)
+    y = e / (e.sum(-1, keepdims=True))
+    if empty:
+        y = np.where(m == -np.inf, 0, y)
+    return (y,)
+
+
+@_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="log_softmax")
+def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``y = scale x - lse(scale x)``."""
+    z, m, e, rest = _shifted(x, scale)
+    y = np.where(m == np.inf, np.nan, (z - m) - np.log1p(rest))
+    if empty:
+        y = np.where(m == -np.inf, -np.inf, y)
+    return (y,)
+
+
+@_op("x:(c)", "s:()", "scale", ulp=2, bytes_moved=1, public="logsumexp", ulp_kind="unit")
+def logsumexp(x: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``s = log sum_c exp(scale x_c)``."""
+    z, m, e, rest = _shifted(x, scale)
+    s = np.where(np.isinf(m), np.where(np.isnan(z).any(-1, keepdims=True), np.nan, m), m + np.log1p(rest))
+    return (s[:, 0],)
+
+
+@_op("x:(c) b:(c)", "s:() sign:()", "scale", ulp=2, bytes_moved=2, public="logsumexp", ulp_kind="term")
+def logsumexp_weighted(x: Array, b: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``total = sum_c b_c exp(scale x_c)``; ``s = log |total|`` and ``sign = sgn(total)``.  b = 0 excludes a term."""
+    z = np.where(b == 0, -np.inf, x * scale)
+    m = z.max(-1, keepdims=True)
+    shift = np.where(np.isinf(m), 0, m)
+    total = (np.where(b == 0, 0, b) * np.exp(z - shift)).sum(-1)
+    return np.log(np.abs(total)) + shift[:, 0], np.sign(total)
+
+
+# --- derivatives, from the saved output -------------------------------------------------------------------------
+
+
+@_op("p:(c) t:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="softmax_jvp softmax_vjp", ulp_kind="term")
+def softmax_jvp(p: Array, t: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``y = scale p (t - <p, t>)``; the Jacobian is symmetric, so this is the vjp, too."""
+    centred, dead = _centred(p, t, p)
+    return (np.where(dead, 0, p * centred * scale),)
+
+
+@_op("logp:(c) t:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="log_softmax_jvp", ulp_kind="term")
+def log_softmax_jvp(logp: Array, t: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``y = scale (t - <p, t>)`` with ``p = exp(logp)``."""
+    centred, dead = _centred(np.exp(logp), t, logp)
+    return (np.where(logp == -np.inf, 0, centred * scale),)
+
+
+@_op("logp:(c) g:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="log_softmax_vjp", ulp_kind="term")
+def log_softmax_vjp(logp: Array, g: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``y = scale (g - p sum(g))`` with ``p = exp(logp)``."""
+    dead = logp == -np.inf
+    g = np.where(dead, 0, g)
+    return (np.where(dead, 0, (g - np.exp(logp) * g.sum(-1, keepdims=True)) * scale),)
+
+
+@_op("p:(c) t:(c)", "s:()", "scale", ulp=4, bytes_moved=2, public="logsumexp_jvp", ulp_kind="term")
+def logsumexp_jvp(p: Array, t: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``s = scale <p, t>``."""
+    return ((p * np.where(p == 0, 0, t)).sum(-1) * scale,)
+
+
+@_op("p:(c) g:()", "y:(c)", "scale", ulp=2, bytes_moved=2, public="logsumexp_vjp")
+def logsumexp_vjp(p: Array, g: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``y = scale g p``."""
+    return (np.where(p == 0, 0, p * g[:, None] * scale),)
+
+
+@_op("p:(c)", "j:(c,c)", "scale", ulp=4, bytes_moved=1, public="softmax_jacobian")
+def softmax_jacobian(p: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``j = scale (diag(p) - p p^T)``; the diagonal is ``p_i`` times the sum of the other p."""
+    total = p.sum(-1, keepdims=True)
+    top = _first_max(p)
+    others = p.copy()
+    np.put_along_axis(others, top, 0, -1)
+    rest = total - p
+    np.put_along_axis(rest, top, others.sum(-1, keepdims=True), -1)
+    rest = np.where(np.abs(total - 1) <= UNIT_SUM_BAND, rest, 1 - p)
+    j = -p[:, :, None] * p[:, None, :]
+    i = np.arange(p.shape[-1])
+    j[:, i, i] = p * rest
+    return (j * scale,)
+
+
+@_op("logp:(c)", "j:(c,c)", "scale", ulp=4, bytes_moved=1, public="log_softmax_jacobian")
+def log_softmax_jacobian(logp: Array, *, scale: Any) -> tuple[Array, ...]:
+    """``j = scale (I - 1 p^T)``; rows of classes that cannot occur (logp = -inf) are 0."""
+    p = np.exp(logp)
+    j = np.where((logp == -np.inf)[:, :, None], 0, np.broadcast_to(-p[:, None, :], (*p.shape, p.shape[-1]))).copy()
+    i = np.arange(p.shape[-1])
+    j[:, i, i] = np.where(logp == -np.inf, 0, -np.expm1(logp))
+    return (j * scale,)
+
+
+# --- cross-entropy ----------------------------------------------------------------------------------------------
+#
+# With targets q (a one-hot or given distribution, smoothed and class-weighted) and nll_c = lse - z_c:
+#     loss = v (sum_c q_c nll_c + z_loss lse^2)
+#     dx_c = scale v g ((sum_k q_k + 2 z_loss lse) p_c - q_c)
+# where  q_c = w_c (keep t_c + spread).   `keep` is 1 - label_smoothing, `spread` label_smoothing / classes.
+
+
+def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array, Array, Array]:
+    """Return the loss, ``p``, ``1 - p`` without cancellation, and lse, all per row."""
+    z, m, e, rest = _shifted(x, scale)
+    total = e.sum(-1, keepdims=True)
+    nll = (m - z) + np.log1p(rest)
+    lse = m + np.log1p(rest)
+    p = e / total
+    not_p = (total - e) / total
+    np.put_along_axis(not_p, _first_max(z), rest / total, -1)
+    broken = ~np.isfinite(m)
+    nll, p, not_p = (np.where(broken, np.nan, a) for a in (nll, p, not_p))
+    if empty:
+        nothing = m == -np.inf
+        nll, p, not_p = np.where(nothing, np.inf, nll), np.where(nothing, 0, p), np.where(nothing, 0, not_p)
+    per_class = np.where(q == 0, 0, q * nll)
+    loss = v * (per_class.sum(-1) + (zloss * lse[:, 0] ** 2 if zloss else 0))
+    # A row that is nan anywhere is nan everywhere, also where q is 0.
+    return np.where(np.isnan(p).any(-1), np.nan, loss), p, not_p, lse
+
+
+def _loss_grad(
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any
+) -> tuple[Array, Array]:
+    loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
+    extra = q.sum(-1, keepdims=True) - q
+    if zloss:
+        extra = extra + 2 * zloss * lse
+    # (sum q) p_c - q_c = (sum of the other q) p_c - q_c (1 - p_c): nothing cancels at the target.
+    dx = np.where(p == 0, 0, extra * p) - q * not_p
+    if empty:
+        dx = np.where(lse == -np.inf, 0, dx)
+    return loss, dx * (v * g)[:, None] * scale
+
+
+def _one_hot(x: Array, y: Array, w: Array, keep: Any, spread: Any, ignore: Any) -> tuple[Array, Array]:
+    """Return the smoothed, class-weighted targets of class indices and the mask of ignored rows."""
+    ignored = y == int(ignore)
+    t = np.zeros_like(x)
+    np.put_along_axis(t, np.where(ignored, 0, y)[:, None], 1, -1)
+    return w * (keep * t + spread), ignored
+
+
+@_op(
+    "x:(c) y:()i w:c v:()", "loss:()", "scale empty keep spread zloss ignore",
+    ulp=2, bytes_moved=1, public="cross_entropy",
+)  # fmt: skip
+def cross_entropy_index(
+    x: Array, y: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against class indices."""
+    q, ignored = _one_hot(x, y, w, keep, spread, ignore)
+    loss = _loss(x, q, v, scale, zloss, empty)[0]
+    return (np.where(ignored, 0, loss),)
+
+
+@_op(
+    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss ignore",
+    ulp=4, bytes_moved=2, public="cross_entropy_value_and_grad",
+)  # fmt: skip
+def cross_entropy_index_grad(
+    x: Array, y: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against class indices, and its gradient times g."""
+    q, ignored = _one_hot(x, y, w, keep, spread, ignore)
+    loss, dx = _loss_grad(x, q, v, g, scale, zloss, empty)
+    return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx)
+
+
+@_op(
+    "x:(c) t:(c) w:c v:()", "loss:()", "scale empty keep spread zloss",
+    ulp=2, bytes_moved=2, public="cross_entropy", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_probs(
+    x: Array, t: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against probabilities."""
+    return (_loss(x, w * (keep * t + spread), v, scale, zloss, empty)[0],)
+
+
+@_op(
+    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss",
+    ulp=4, bytes_moved=3, public="cross_entropy_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_probs_grad(
+    x: Array, t: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against probabilities, and its gradient times g."""
+    return _loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
+
+
+# --- internal: reductions of per-row results ---------------------------------------------------------------------
+
+
+@_op("x:(c)", "s:()", "", ulp=1, bytes_moved=1, public="", ulp_kind="term")
+def total(x: Array) -> tuple[Array, ...]:
+    """``s = sum_c x_c`` in fixed blocks, accumulated in float64: the reduction of a vector of losses."""
+    return (x.sum(-1),)
