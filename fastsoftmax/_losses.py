@@ -69,6 +69,11 @@ class _Loss:
         self.weight = self._read_weight(weight)
         self.rows = 1.0 if sample_weight is None else _plan.per_row("sample_weight", sample_weight, frame)
         self.ignored = self._check_labels() if self.indexed else None
+        if abs(self.ignore) >= 2**53:
+            # A parameter travels as a float; -1 is no valid label, either.
+            if self.ignored is not None:
+                self.target = np.where(self.ignored, -1, self.target)
+            self.ignore = -1
 
     @staticmethod
     def _integer(name: str, value: Any) -> int:
@@ -83,6 +88,8 @@ class _Loss:
         t = _plan.as_array("target", target)
         integral = t.dtype.kind in "iu" or t.size == 0
         if t.shape == frame.batch_shape and integral:
+            if t.dtype.kind == "u" and t.dtype.itemsize == 8:
+                t = np.minimum(t, np.iinfo(np.int64).max)  # out of bounds anyway, and must not wrap to -100
             return t.astype(np.int64, copy=False), True
         if t.shape == shape and (t.dtype.kind == "f" or _plan.is_bfloat16(t.dtype)):
             return _plan.as_real("target", t), False
@@ -102,7 +109,8 @@ class _Loss:
         w = _plan.as_real("weight", weight)
         if w.shape not in ((self.frame.c,), self.frame.class_shape):
             raise ValueError(f"weight has shape {w.shape}; expected ({self.frame.c},), one number per class")
-        return np.ascontiguousarray(w.reshape(-1), self.dtype)
+        with np.errstate(all="ignore"):
+            return np.ascontiguousarray(w.reshape(-1), self.dtype)
 
     def _check_labels(self) -> Array | None:
         """Raise for labels out of bounds; return the mask of ignored rows, or None if there are none."""
@@ -148,7 +156,8 @@ class _Loss:
         loss = Output("loss", None, frame.batch_shape, self.loss_dtype, dtype_free=False)
         outs = [loss]
         ins = [self.x, self.target, self.weight, self.rows]
-        divisor = self._normaliser() if self.reduction == "mean" else 1.0
+        with np.errstate(all="ignore"):
+            divisor = self._normaliser() if self.reduction == "mean" else 1.0
         if gradient:
             outs.append(Output("grad_out", grad_out, self.x.shape, self.natural, dtype_free=False))
             ins.append(self._upstream(grad_output, divisor))

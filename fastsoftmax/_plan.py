@@ -326,7 +326,8 @@ def execute(
                 threads,
             )
             return
-    _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging)
+    with np.errstate(all="ignore"):
+        _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging)
 
 
 def _view(frame: Frame, kind: str, a: Any) -> Any:
@@ -392,19 +393,22 @@ def _reshape(kind: str, a: Any, n1: int, n2: int, c: int) -> Any:
 
 
 def _blocks(batch_shape: tuple[int, ...], rows: int) -> Iterator[tuple[Any, ...]]:
-    """Yield indices that cut the batch into blocks of about ``rows`` rows: whole trailing axes, a slice of one."""
+    """Yield indices that cut the batch into blocks of about ``rows`` rows: whole trailing axes, a slice of one.
+
+    They end in an ellipsis, so that what they select is a view even where it has no axes left.
+    """
     inner = len(batch_shape)
     size = 1
     while inner > 0 and size * batch_shape[inner - 1] <= rows:
         inner -= 1
         size *= batch_shape[inner]
     if inner == 0:
-        yield ()
+        yield (...,)
         return
     step = max(1, rows // size)
     for lead in np.ndindex(batch_shape[: inner - 1]):
         for start in range(0, batch_shape[inner - 1], step):
-            yield (*lead, slice(start, start + step))
+            yield (*lead, slice(start, start + step), ...)
 
 
 def _execute_staged(
@@ -474,25 +478,23 @@ def _tail(kind: str, c: int) -> tuple[int, ...]:
 
 
 def _copy(to: Array, source: Array) -> None:
-    """Copy with conversion; overflow to inf and the like are the conversion's result, not worth a warning."""
-    with np.errstate(all="ignore"):
-        np.copyto(to, source, casting="unsafe")
+    """Copy with conversion; overflow to inf is its result, and no error: the caller has switched warnings off."""
+    np.copyto(to, source, casting="unsafe")
 
 
 def _stage_logits(tile: Array, included: Array | None, staging: Staging) -> Array | float | None:
     """Apply factor, softcap and mask to a tile of logits; return the derivative of the result by the logits."""
     slope: Array | float | None = None
-    with np.errstate(all="ignore"):
-        if staging.softcap is not None:
-            # c tanh(s x / c), whose slope s (1 - tanh^2) = 4 s e / (1 + e)^2 with e = exp(-2 |s x / c|) does not cancel.
-            tile *= staging.factor / staging.softcap
-            e = np.exp(-2 * np.abs(tile))
-            slope = 4 * staging.factor * e / (1 + e) ** 2
-            np.tanh(tile, out=tile)
-            tile *= staging.softcap
-        elif staging.factor != 1:
-            tile *= staging.factor
-            slope = staging.factor
+    if staging.softcap is not None:
+        # c tanh(s x / c), whose slope s (1 - tanh^2) = 4 s e / (1 + e)^2 with e = exp(-2 |s x / c|) does not cancel.
+        tile *= staging.factor / staging.softcap
+        e = np.exp(-2 * np.abs(tile))
+        slope = 4 * staging.factor * e / (1 + e) ** 2
+        np.tanh(tile, out=tile)
+        tile *= staging.softcap
+    elif staging.factor != 1:
+        tile *= staging.factor
+        slope = staging.factor
     if included is not None:
         if staging.poison:
             # "all -inf" is nan by default, "nothing included" is not: tell them apart before the mask hides it.

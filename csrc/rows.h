@@ -1,0 +1,717 @@
+/* The row algorithms, written once: a template over the element type and the instruction set.
+ *
+ * Included by instantiate.h, once for floats and once for doubles, after a vocabulary (vec.h) and with
+ *
+ *     REAL          float or double
+ *     FS_FLOAT      1 or 0: which of the two
+ *     NAME(x)       x, made unique to the type
+ *     V(x)          the vocabulary's word x for this type
+ *
+ * Rows are taken in groups of up to W.  A group's maxima and sums are reduced together by a transposing tree, after
+ * which lane r belongs to row r, so that divisions and logarithms cost a W-th.  Lanes never mix, and the order of
+ * additions within a row depends on its length alone: the bits of a row do not depend on its neighbours.
+ *
+ * exp is evaluated on the element itself, not on x - max, which would be rounded: see EXPK.  Sums of terms are carried
+ * in double (floats) or in two doubles (doubles); nothing that is 1 - (nearly 1) is ever formed (rest_of_row). */
+
+#define VEC NAME(vec)
+#define EXPK NAME(expk)
+#define GROUP NAME(group)
+#define SUM NAME(sum)
+#define W V(W)
+
+#if FS_FLOAT
+typedef vf VEC;
+typedef vd SUM;
+#define HALVES 2
+#define DOMINATED 0x1p-24 /* below this part of the sum, the sum minus the maximum is rounding error */
+#define FAR 216.0         /* |max| from which x - max is exact for all x that matter (>= 2 * 105) */
+#define DROP 105.0        /* exp(-DROP) rounds to 0: below 2^-150 */
+#else
+typedef vd VEC;
+typedef struct {
+    vd hi, lo;
+} SUM;
+#define HALVES 1
+#define DOMINATED 0x1p-40
+#define FAR 1500.0
+#define DROP 746.5
+#endif
+
+/* Elements of a row that stay in cache from the first pass to the last; beyond it exp is computed again rather than
+ * stored and fetched.  512 KB: the row and its result share a 1 MiB second-level cache. */
+#define SAVE_LIMIT ((ptrdiff_t)((512 << 10) / sizeof(REAL)))
+
+/* Bytes ahead that reads and writes are prefetched. */
+#define AHEAD 1024
+
+/* --- exp ------------------------------------------------------------------------------------------------------ */
+
+/* exp(s x) = 2^n exp(s (x - n L)), n = rint(x s log2 e), L = ln 2 / s in two parts.  The reduction is exact but for the
+ * rounding of the reduced argument, whatever the scale s > 0 is.  With |s x| <= FAR it is applied to x itself; a row whose
+ * maximum is larger is shifted by it first, which is exact then (Sterbenz).  So no difference is ever rounded. */
+typedef struct {
+    double scale;
+    VEC rate, hi, lo, s;
+} EXPK;
+
+static EXPK NAME(exp_constants)(double scale)
+{
+    EXPK k;
+    k.scale = scale;
+    double hi, lo;
+#if FS_FUSED
+    double h = LN2_HI_F64_FMA, l = LN2_LO_F64_FMA;
+#else
+    double h = LN2_HI_F64_NOFMA, l = LN2_LO_F64_NOFMA;
+#endif
+#if FS_FLOAT
+    double whole = (h + l) / scale;
+    float head = (float)whole;
+#if !FS_FUSED
+    uint32_t bits;
+    memcpy(&bits, &head, sizeof bits);
+    bits &= 0xfffffe00u; /* 15 bits: n head is exact */
+    memcpy(&head, &bits, sizeof head);
+#endif
+    hi = head;
+    lo = whole - head;
+#else
+    if (scale == 1) {
+        hi = h;
+        lo = l;
+    } else {
+        hi = h / scale;
+#if !FS_FUSED
+        uint64_t bits;
+        memcpy(&bits, &hi, sizeof bits);
+        bits &= ~(uint64_t)0xfff; /* 41 bits */
+        memcpy(&hi, &bits, sizeof hi);
+#endif
+        lo = (fma(-hi, scale, h) + l) / scale;
+    }
+#endif
+    k.rate = V(set1)((REAL)(LOG2E_F64 * scale));
+    k.hi = V(set1)((REAL)hi);
+    k.lo = V(set1)((REAL)lo);
+    k.s = V(set1)((REAL)scale);
+    return k;
+}
+
+/* exp(s d) - 1 without its power of two, which is returned in n. */
+FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
+{
+    *n = V(rint)(V(mul)(d, k->rate));
+    VEC r = V(fnma)(*n, k->hi, d);
+    r = V(mul)(V(fnma)(*n, k->lo, r), k->s);
+    VEC r2 = V(mul)(r, r);
+#if FS_FLOAT
+    VEC q = V(fma)(r2, V(set1)(EXP_F32_C6), V(fma)(r, V(set1)(EXP_F32_C5), V(set1)(EXP_F32_C4)));
+    q = V(fma)(r2, q, V(fma)(r, V(set1)(EXP_F32_C3), V(set1)(EXP_F32_C2)));
+#else
+    VEC r4 = V(mul)(r2, r2);
+    VEC a = V(fma)(r, V(set1)(EXP_F64_C3), V(set1)(EXP_F64_C2));
+    VEC b = V(fma)(r, V(set1)(EXP_F64_C5), V(set1)(EXP_F64_C4));
+    VEC c = V(fma)(r, V(set1)(EXP_F64_C7), V(set1)(EXP_F64_C6));
+    VEC e = V(fma)(r, V(set1)(EXP_F64_C9), V(set1)(EXP_F64_C8));
+    VEC f = V(fma)(r, V(set1)(EXP_F64_C11), V(set1)(EXP_F64_C10));
+    VEC q = V(fma)(r4, V(fma)(r4, f, V(fma)(r2, e, c)), V(fma)(r2, b, a));
+#endif
+    return V(fma)(r2, q, r);
+}
+
+/* The term exp(s x - s base) 2^-top of a row: what the sums add up. */
+FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+{
+    VEC n;
+    /* The second operand of max survives if it is NaN. */
+    VEC w = NAME(exp_minus1)(k, V(max)(floor, V(sub)(x, base)), &n);
+    return V(scale2)(V(add)(w, V(set1)(1)), V(sub)(n, top));
+}
+
+/* --- sums ----------------------------------------------------------------------------------------------------- */
+
+/* Sums of floats: their exact values in double.  Sums of doubles: in two doubles, by error-free additions. */
+typedef struct {
+    vd a, b;
+} NAME(acc);
+#define ACC NAME(acc)
+
+/* A running sum of doubles starts at ONSET, above every term of an exp-sum, so that Fast2Sum is error-free. */
+#define ONSET 1024.0
+
+FS_INLINE ACC NAME(acc_zero)(void) { return (ACC){d_set1(0), d_set1(0)}; }
+
+FS_INLINE ACC NAME(acc_onset)(void)
+{
+#if FS_FLOAT
+    return NAME(acc_zero)();
+#else
+    return (ACC){d_set1(ONSET), d_set1(0)};
+#endif
+}
+
+/* Add a term in [0, 2) of an exp-sum. */
+FS_INLINE void NAME(acc_term)(ACC *s, VEC e)
+{
+#if FS_FLOAT
+    s->a = d_add(s->a, f_widen_lo(e));
+    s->b = d_add(s->b, f_widen_hi(e));
+#else
+    vd t = d_add(s->a, e);
+    s->b = d_add(s->b, d_sub(e, d_sub(t, s->a)));
+    s->a = t;
+#endif
+}
+
+FS_INLINE void NAME(two_sum)(vd *hi, vd *lo, vd x)
+{
+    vd t = d_add(*hi, x), back = d_sub(t, *hi);
+    *lo = d_add(*lo, d_add(d_sub(*hi, d_sub(t, back)), d_sub(x, back)));
+    *hi = t;
+}
+
+/* Add any numbers. */
+FS_INLINE void NAME(acc_any)(ACC *s, VEC x)
+{
+#if FS_FLOAT
+    s->a = d_add(s->a, f_widen_lo(x));
+    s->b = d_add(s->b, f_widen_hi(x));
+#else
+    NAME(two_sum)(&s->a, &s->b, x);
+#endif
+}
+
+/* Add products; those of floats are exact in double. */
+FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
+{
+#if FS_FLOAT
+    s->a = d_add(s->a, d_mul(f_widen_lo(x), f_widen_lo(y)));
+    s->b = d_add(s->b, d_mul(f_widen_hi(x), f_widen_hi(y)));
+#else
+    NAME(two_sum)(&s->a, &s->b, d_mul(x, y));
+#endif
+}
+
+FS_INLINE void NAME(acc_merge)(ACC *s, ACC t)
+{
+#if FS_FLOAT
+    s->a = d_add(s->a, t.a);
+    s->b = d_add(s->b, t.b);
+#else
+    NAME(two_sum)(&s->a, &s->b, t.a);
+    s->b = d_add(s->b, t.b);
+#endif
+}
+
+/* Finish a sum that started at `onset`: taking that away is exact. */
+FS_INLINE SUM NAME(acc_done)(ACC s, double onset)
+{
+#if FS_FLOAT
+    (void)onset;
+    return d_add(s.a, s.b);
+#else
+    return (SUM){d_sub(s.a, d_set1(onset)), s.b};
+#endif
+}
+
+FS_INLINE SUM NAME(sum_of)(double hi, double lo)
+{
+    double lane[d_W] = {hi};
+#if FS_FLOAT
+    (void)lo;
+    return d_load(lane);
+#else
+    double low[d_W] = {lo};
+    return (SUM){d_load(lane), d_load(low)};
+#endif
+}
+
+/* Reduce W rows' sums: hi[r] + lo[r] is the sum of row r. */
+FS_INLINE void NAME(sum_rows)(const SUM *rows, double *hi, double *lo)
+{
+#if FS_FLOAT
+#define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
+    for (int h = 0; h < HALVES; h++) {
+        vd s;
+        d_TREE(STEP, vd, (rows + h * d_W), s);
+        d_store(hi + h * d_W, s);
+        d_store(lo + h * d_W, d_set1(0));
+    }
+#undef STEP
+#else
+    SUM s;
+#define STEP(k, x, y, out)                                                                                            \
+    do {                                                                                                              \
+        vd h_ = d_lo##k((x).hi, (y).hi), l_ = d_add(d_lo##k((x).lo, (y).lo), d_hi##k((x).lo, (y).lo));                \
+        NAME(two_sum)(&h_, &l_, d_hi##k((x).hi, (y).hi));                                                            \
+        out = (SUM){h_, l_};                                                                                          \
+    } while (0)
+    d_TREE(STEP, SUM, rows, s);
+#undef STEP
+    d_store(hi, s.hi);
+    d_store(lo, s.lo);
+#endif
+}
+
+/* One row's sum as two numbers. */
+static void NAME(sum_one)(SUM s, double *hi, double *lo)
+{
+    SUM rows[W];
+    double h[W], l[W];
+    for (int r = 0; r < W; r++)
+        rows[r] = s;
+    NAME(sum_rows)(rows, h, l);
+    *hi = h[0];
+    *lo = l[0];
+}
+
+/* --- passes over one row ------------------------------------------------------------------------------------------
+ *
+ * NV is how many vectors the row has, if that is known when compiling (few classes), else 0.  EACH_VECTOR(NV, c, step,
+ * tail) runs `step` with j at every whole vector and `tail` with j at the rest, of `rest` elements. */
+
+#define EACH_VECTOR(NV, c, step, tail)                                                                                \
+    do {                                                                                                              \
+        ptrdiff_t j = 0;                                                                                              \
+        if (NV) {                                                                                                     \
+            for (int v_ = 0; v_ < (NV)-1; v_++, j += W) {                                                             \
+                step;                                                                                                 \
+            }                                                                                                         \
+            ptrdiff_t rest = (c)-j;                                                                                   \
+            tail;                                                                                                     \
+        } else {                                                                                                      \
+            for (; j + W <= (c); j += W) {                                                                            \
+                step;                                                                                                 \
+            }                                                                                                         \
+            if (j < (c)) {                                                                                            \
+                ptrdiff_t rest = (c)-j;                                                                               \
+                tail;                                                                                                 \
+            }                                                                                                         \
+        }                                                                                                             \
+    } while (0)
+
+/* Run a pass block by block if the row is long: FUNCTION fills 4 doubles per block. */
+FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + FS_BLOCK - 1) / FS_BLOCK; }
+
+FS_INLINE VEC NAME(max_flat)(const REAL *x, ptrdiff_t c, const int NV)
+{
+    const VEC low = V(set1)(-(REAL)INFINITY);
+    VEC m0 = low;
+    if (NV) {
+        EACH_VECTOR(NV, c, m0 = V(max)(V(load)(x + j), m0), m0 = V(max)(V(load_head)(x + j, rest, low), m0));
+        return m0;
+    }
+    VEC m1 = low, m2 = low, m3 = low;
+    ptrdiff_t i = 0;
+    for (; i + 4 * W <= c; i += 4 * W) {
+        for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+            __builtin_prefetch((const char *)(x + i) + AHEAD + o);
+        m0 = V(max)(V(load)(x + i), m0);
+        m1 = V(max)(V(load)(x + i + W), m1);
+        m2 = V(max)(V(load)(x + i + 2 * W), m2);
+        m3 = V(max)(V(load)(x + i + 3 * W), m3);
+    }
+    m0 = V(max)(V(max)(m2, m3), V(max)(m0, m1));
+    const REAL *y = x + i;
+    EACH_VECTOR(0, c - i, m0 = V(max)(V(load)(y + j), m0), m0 = V(max)(V(load_head)(y + j, rest, low), m0));
+    return m0;
+}
+
+/* One pass over one row: where it reads and writes, and its scalars. */
+typedef struct {
+    const fs_tile *t;
+    const EXPK *k;
+    const REAL *x, *other, *w, *terms;
+    REAL *y, *save;
+    ptrdiff_t c;
+    REAL base, floor, top;
+    REAL hi, lo, m, u, v, q, all, factor;
+    int flag;
+} NAME(pass);
+#define PASS NAME(pass)
+
+FS_INLINE ptrdiff_t NAME(block_length)(const PASS *p, ptrdiff_t b)
+{
+    ptrdiff_t left = p->c - b * FS_BLOCK;
+    return left < FS_BLOCK ? left : FS_BLOCK;
+}
+
+static void NAME(max_block)(void *context, ptrdiff_t b)
+{
+    const PASS *p = context;
+    REAL lane[W], m = -(REAL)INFINITY;
+    V(store)(lane, NAME(max_flat)(p->x + b * FS_BLOCK, NAME(block_length)(p, b), 0));
+    for (int i = 0; i < W; i++)
+        m = lane[i] > m ? lane[i] : m;
+    p->t->scratch[4 * b] = m;
+}
+
+/* The maximum of a row, spread over the lanes; NaNs may be dropped, since the sum will show them. */
+FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c, const int NV)
+{
+    if (NV || c <= FS_BLOCK)
+        return NAME(max_flat)(x, c, NV);
+    PASS p = {.t = t, .x = x, .c = c};
+    REAL m = -(REAL)INFINITY;
+    t->for_blocks(t, NAME(blocks)(c), NAME(max_block), &p);
+    for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++)
+        m = t->scratch[4 * b] > m ? (REAL)t->scratch[4 * b] : m;
+    return V(set1)(m);
+}
+
+FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor, REAL top, REAL *save,
+                                 const int NV)
+{
+    const VEC vb = V(set1)(base), vl = V(set1)(floor), vt = V(set1)(top), low = V(set1)(-(REAL)INFINITY);
+    ACC s0 = NAME(acc_onset)();
+    if (NV) {
+        EACH_VECTOR(
+            NV, c,
+            {
+                VEC e = NAME(exp_term)(k, V(load)(x + j), vb, vl, vt);
+                if (save)
+                    V(store)(save + j, e);
+                NAME(acc_term)(&s0, e);
+            },
+            {
+                VEC e = NAME(exp_term)(k, V(load_head)(x + j, rest, low), vb, vl, vt);
+                if (save)
+                    V(store)(save + j, e); /* few classes are saved in whole vectors, aside */
+                NAME(acc_term)(&s0, e);
+            });
+        return NAME(acc_done)(s0, FS_FLOAT ? 0 : ONSET);
+    }
+    ACC s1 = NAME(acc_onset)();
+    ptrdiff_t i = 0;
+    for (; i + 4 * W <= c; i += 4 * W) {
+        VEC e0 = NAME(exp_term)(k, V(load)(x + i), vb, vl, vt);
+        VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), vb, vl, vt);
+        VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), vb, vl, vt);
+        VEC e3 = NAME(exp_term)(k, V(load)(x + i + 3 * W), vb, vl, vt);
+        if (save) {
+            for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
+            V(store)(save + i, e0);
+            V(store)(save + i + W, e1);
+            V(store)(save + i + 2 * W, e2);
+            V(store)(save + i + 3 * W, e3);
+        }
+        NAME(acc_term)(&s0, e0);
+        NAME(acc_term)(&s1, e1);
+        NAME(acc_term)(&s0, e2);
+        NAME(acc_term)(&s1, e3);
+    }
+    const REAL *y = x + i;
+    REAL *z = save + (save ? i : 0);
+    EACH_VECTOR(
+        0, c - i,
+        {
+            VEC e = NAME(exp_term)(k, V(load)(y + j), vb, vl, vt);
+            if (save)
+                V(store)(z + j, e);
+            NAME(acc_term)(&s0, e);
+        },
+        {
+            VEC e = NAME(exp_term)(k, V(load_head)(y + j, rest, low), vb, vl, vt);
+            if (save)
+                V(store_head)(z + j, rest, e);
+            NAME(acc_term)(&s1, e);
+        });
+    NAME(acc_merge)(&s0, s1);
+    return NAME(acc_done)(s0, FS_FLOAT ? 0 : 2 * ONSET);
+}
+
+static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
+{
+    const PASS *p = context;
+    ptrdiff_t o = b * FS_BLOCK, c = NAME(block_length)(p, b);
+    double *out = p->t->scratch + 4 * b;
+    NAME(sum_one)(NAME(exp_sum_flat)(p->k, p->x + o, c, p->base, p->floor, p->top, p->save ? p->save + o : NULL, 0), out,
+                  out + 1);
+}
+
+/* Merge the blocks' sums, which stand `offset` doubles into their four, in the blocks' order. */
+static SUM NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
+{
+    double hi = 0, lo = 0;
+    for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++) {
+        const double *s = t->scratch + 4 * b + offset;
+        double u = hi + s[0], back = u - hi;
+        lo += ((hi - (u - back)) + (s[0] - back)) + s[1];
+        hi = u;
+    }
+    return NAME(sum_of)(FS_FLOAT ? hi + lo : hi, lo);
+}
+
+/* The sum of a row's terms; they are stored in `save`, if that is given. */
+FS_INLINE SUM NAME(row_exp_sum)(const fs_tile *t, const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor,
+                                REAL top, REAL *save, const int NV)
+{
+    if (NV || c <= FS_BLOCK)
+        return NAME(exp_sum_flat)(k, x, c, base, floor, top, save, NV);
+    PASS p = {.t = t, .x = x, .c = c, .k = k, .base = base, .floor = floor, .top = top, .save = save};
+    t->for_blocks(t, NAME(blocks)(c), NAME(exp_sum_block), &p);
+    return NAME(merge_blocks)(t, c, 0);
+}
+
+/* a (hi + lo), rounded once (FS_FUSED) or nearly so. */
+FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo) { return V(fma)(a, hi, V(mul)(a, lo)); }
+
+/* --- groups ------------------------------------------------------------------------------------------------------- */
+
+/* What is known of a group of rows after its passes; lane r is row r. */
+typedef struct {
+    REAL m[W];                   /* maximum of x */
+    REAL base[W], floor[W], top[W]; /* for exp_term */
+    REAL em[W], em_lo[W];        /* the maximum's own term, as it was computed, and its rounding error */
+    double s[W], s_lo[W];        /* sum of the terms */
+    double rest[W];              /* sum of the other terms / the maximum's */
+    double log[W];               /* log1p(rest): logsumexp - scale m */
+    unsigned special;            /* bit r: the maximum is not finite */
+    unsigned char kind[W];       /* of a special row */
+} GROUP;
+
+enum { NAME(IS_NAN) = 1, NAME(IS_PLUS_INF) = 2, NAME(IS_EMPTY) = 3 };
+#define IS_NAN NAME(IS_NAN)
+#define IS_PLUS_INF NAME(IS_PLUS_INF)
+#define IS_EMPTY NAME(IS_EMPTY)
+
+static unsigned char NAME(classify)(const REAL *x, ptrdiff_t c)
+{
+    unsigned char kind = IS_EMPTY;
+    for (ptrdiff_t j = 0; j < c; j++) {
+        if (x[j] != x[j])
+            return IS_NAN;
+        if (x[j] == (REAL)INFINITY)
+            kind = IS_PLUS_INF;
+    }
+    return kind;
+}
+
+/* Rows a group takes: as many as have room in a 48 KB first-level cache with their results, at most W. */
+FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int NV)
+{
+    ptrdiff_t g = NV ? W : (16 << 10) / (c * (ptrdiff_t)sizeof(REAL));
+    return g < 1 ? 1 : g > W ? W : g;
+}
+
+FS_INLINE ptrdiff_t NAME(group_size)(ptrdiff_t left, ptrdiff_t most)
+{
+    if (left < 1 || most < 1)
+        __builtin_unreachable(); /* never empty, which the compiler cannot see */
+    return left < most ? left : most;
+}
+
+FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
+{
+    return (const REAL *)(t->data[operand] + r * t->step[operand]);
+}
+
+/* Fetch what the next groups will read and write; with few classes, rows are too short for the passes to do it. */
+FS_INLINE void NAME(fetch_ahead)(const fs_tile *t, int operand, ptrdiff_t r, ptrdiff_t g, int write)
+{
+    const char *p = t->data[operand] + r * t->step[operand] + AHEAD;
+    ptrdiff_t bytes = g * t->step[operand];
+    if (bytes > 4096)
+        return;
+    for (ptrdiff_t o = 0; o < bytes; o += 64) {
+        if (write)
+            __builtin_prefetch(p + o, 1);
+        else
+            __builtin_prefetch(p + o);
+    }
+}
+
+/* Maxima of a group of rows of operand `x`. */
+FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const int NV)
+{
+    VEC m[W], all;
+    for (ptrdiff_t r = 0; r < g; r++)
+        m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c, NV);
+    for (ptrdiff_t r = g; r < W; r++)
+        m[r] = m[0];
+#define STEP(k, a, b, out) out = V(max)(V(lo##k)(a, b), V(hi##k)(a, b))
+    V(TREE)(STEP, VEC, m, all);
+#undef STEP
+    V(store)(G->m, all);
+    unsigned finite = V(bits)(V(lt)(V(abs)(all), V(set1)((REAL)INFINITY)));
+    G->special = ~finite & ((1u << g) - 1);
+    if (__builtin_expect(G->special != 0, 0))
+        for (ptrdiff_t r = 0; r < g; r++)
+            if (G->special >> r & 1)
+                G->kind[r] = NAME(classify)(NAME(row)(t, x, first + r), t->c);
+}
+
+/* From the maxima, what exp_term needs, and the maximum's own term. */
+FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
+{
+    VEC m = V(load)(G->m), n;
+    VEC far = V(set1)((REAL)(FAR / k->scale));
+    VEC base = V(select)(V(lt)(far, V(abs)(m)), m, V(set1)(0));
+    VEC d = V(sub)(m, base);
+    VEC w = NAME(exp_minus1)(k, d, &n), e = V(add)(w, V(set1)(1));
+    V(store)(G->base, base);
+    V(store)(G->floor, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
+    V(store)(G->top, n);
+    V(store)(G->em, e);
+    V(store)(G->em_lo, V(add)(V(sub)(V(set1)(1), e), w));
+}
+
+/* log1p(t) for t >= 0 (use = 0), or log(t) for normal t > 0 (use = 1), within an ULP. */
+FS_INLINE vd NAME(log_core)(vd t, const int plain)
+{
+    /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
+    const vd one = d_set1(1);
+    vd u = plain ? t : d_add(one, t);
+    vd lost = plain ? d_set1(0) : d_select(d_lt(t, d_set1(0x1p53)), d_div(d_sub(t, d_sub(u, one)), u), d_set1(0));
+    vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
+    vd f = d_sub(d_scale2(u, d_sub(d_set1(0), n)), one);
+    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), z2 = d_mul(z, z);
+    vd p = d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
+                          d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
+                d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
+    /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
+    vd half = d_mul(d_mul(d_set1(0.5), f), f);
+    vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
+    return d_add(d_mul(n, d_set1(LN2_HI_F64_NOFMA)), d_sub(f, d_sub(half, small)));
+}
+
+/* The sum over the elements of a row other than its maximum, relative to the maximum's term, where the sum minus the
+ * maximum's term is rounding error: their own maximum, their own terms, in double.  Rare, and it need not be fast. */
+static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, ptrdiff_t c, REAL m)
+{
+    ptrdiff_t at = 0;
+    while (at < c - 1 && x[at] != m)
+        at++;
+    REAL next = -(REAL)INFINITY;
+    VEC part[2] = {NAME(row_max)(t, x, at, 0), NAME(row_max)(t, x + at + 1, c - at - 1, 0)};
+    REAL lane[W];
+    V(store)(lane, V(max)(part[0], part[1]));
+    for (int i = 0; i < W; i++)
+        next = lane[i] > next ? lane[i] : next;
+    if (!(next > -(REAL)INFINITY))
+        return 0;
+    GROUP G;
+    for (int r = 0; r < W; r++)
+        G.m[r] = next;
+    NAME(group_prepare)(&G, k);
+    double hi = 0, lo = 0, h, l;
+    for (int side = 0; side < 2; side++) {
+        const REAL *y = side ? x + at + 1 : x;
+        ptrdiff_t n = side ? c - at - 1 : at;
+        NAME(sum_one)(NAME(row_exp_sum)(t, k, y, n, G.base[0], G.floor[0], G.top[0], NULL, 0), &h, &l);
+        hi += h;
+        lo += l;
+    }
+    /* exp(scale (next - m)) in double; the difference of two doubles is exact where the result is not 0 anyway, but for
+     * its last bit, which the product with its complement puts back. */
+    double d = (double)next - (double)m, back = d - (double)next, err = ((double)next - (d - back)) + (-(double)m - back);
+    double p = d * k->scale, e = fma(d, k->scale, -p) + err * k->scale;
+    double sum = (hi + lo) / ((double)G.em[0] + (double)G.em_lo[0]);
+    double head = exp(p);
+    return head >= 0x1p-1022 ? sum * (head + head * e) : exp(p / 2) * (sum * (1 + e) * exp(p - p / 2));
+}
+
+/* From the sums, the logarithm of sum / maximum's term, by the sum over the others. */
+FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x, ptrdiff_t first, ptrdiff_t g)
+{
+    unsigned weak = 0;
+    double em[W], em_lo[W];
+    for (int r = 0; r < W; r++) {
+        em[r] = G->em[r];
+        em_lo[r] = G->em_lo[r];
+    }
+    for (int h = 0; h < HALVES; h++) {
+        vd e = d_load(em + h * d_W);
+        vd others = d_add(d_sub(d_load(G->s + h * d_W), e), d_load(G->s_lo + h * d_W));
+        weak |= d_bits(d_lt(others, d_mul(e, d_set1(DOMINATED)))) << (h * d_W);
+        /* others / (em + em_lo), where em + em_lo would round to em */
+        vd q = d_div(others, e);
+        d_store(G->rest + h * d_W, d_fnma(q, d_div(d_load(em_lo + h * d_W), e), q));
+    }
+    weak &= ((1u << g) - 1) & ~G->special;
+    if (weak && t->c > 1) {
+        for (ptrdiff_t r = 0; r < g; r++)
+            if (weak >> r & 1)
+                G->rest[r] = NAME(rest_of_row)(t, k, NAME(row)(t, x, first + r), t->c, G->m[r]);
+    } else if (weak) {
+        for (ptrdiff_t r = 0; r < g; r++)
+            G->rest[r] = weak >> r & 1 ? 0 : G->rest[r];
+    }
+    for (int h = 0; h < HALVES; h++)
+        d_store(G->log + h * d_W, NAME(log_core)(d_load(G->rest + h * d_W), 0));
+}
+
+/* factor / sum of each row, in two parts. */
+FS_INLINE void NAME(group_inverse)(const GROUP *G, const double *factor, REAL *hi, REAL *lo)
+{
+    for (int h = 0; h < HALVES; h++) {
+        vd f = factor ? d_load(factor + h * d_W) : d_set1(1), s = d_load(G->s + h * d_W), y = d_div(f, s);
+#if FS_FLOAT
+        double exact[d_W];
+        d_store(exact, y);
+        for (int i = 0; i < d_W; i++) {
+            hi[h * d_W + i] = (float)exact[i];
+            lo[h * d_W + i] = (float)(exact[i] - hi[h * d_W + i]);
+        }
+#else
+        vd s_lo = d_load(G->s_lo + h * d_W);
+#if FS_FUSED
+        vd r = d_fnma(y, s, f);
+#else
+        vd r = y;
+        for (int i = 0; i < d_W; i++)
+            r[i] = fma(-y[i], s[i], f[i]);
+#endif
+        d_store(hi + h * d_W, y);
+        d_store(lo + h * d_W, d_div(d_fnma(y, s_lo, r), s));
+#endif
+    }
+}
+
+static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
+{
+    for (ptrdiff_t j = 0; j < c; j++)
+        y[j] = value;
+}
+
+/* Give a pass over the flat part [from, from + c) of a row its two other forms: one block, and a whole row. */
+#define DEFINE_EMIT(pass)                                                                                             \
+    static void NAME(pass##_block)(void *context, ptrdiff_t b)                                                       \
+    {                                                                                                                 \
+        const PASS *p = context;                                                                                      \
+        NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), 0);                                                     \
+    }                                                                                                                 \
+    FS_INLINE void NAME(pass##_row)(const PASS *p, const int NV)                                                     \
+    {                                                                                                                 \
+        if (NV || p->c <= FS_BLOCK)                                                                                   \
+            NAME(pass)(p, 0, p->c, NV);                                                                              \
+        else                                                                                                          \
+            p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \
+    }
+
+/* The same for a pass that returns two sums. */
+#define DEFINE_SUMS(pass)                                                                                             \
+    static void NAME(pass##_block)(void *context, ptrdiff_t b)                                                       \
+    {                                                                                                                 \
+        const PASS *p = context;                                                                                      \
+        double *out = p->t->scratch + 4 * b;                                                                          \
+        SUM s[2];                                                                                                     \
+        NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), s, 0);                                                  \
+        NAME(sum_one)(s[0], out, out + 1);                                                                            \
+        NAME(sum_one)(s[1], out + 2, out + 3);                                                                        \
+    }                                                                                                                 \
+    FS_INLINE void NAME(pass##_row)(const PASS *p, SUM *first, SUM *second, const int NV)                            \
+    {                                                                                                                 \
+        SUM s[2];                                                                                                     \
+        if (NV || p->c <= FS_BLOCK) {                                                                                 \
+            NAME(pass)(p, 0, p->c, s, NV);                                                                           \
+        } else {                                                                                                      \
+            p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \
+            s[0] = NAME(merge_blocks)(p->t, p->c, 0);                                                                \
+            s[1] = NAME(merge_blocks)(p->t, p->c, 2);                                                                \
+        }                                                                                                             \
+        *first = s[0];                                                                                                \
+        *second = s[1];                                                                                               \
+    }

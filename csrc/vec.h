@@ -1,0 +1,14 @@
+/* The vector vocabulary: what an instruction set has to supply, for vf (floats, prefix f_) and vd (doubles, d_).
+ *
+ *   load store load_head store_head   whole vectors, unaligned; the first n lanes only (0 <= n <= W), the rest `fill`
+ *   set1 add sub mul div rint abs     lane by lane
+ *   fma fnma                          a b + c and c - a b; rounded once if FS_FUSED
+ *   max                               the larger one; b if either is NaN, so that max(x, NaN) keeps the NaN
+ *   scale2                            a 2^n for integral n down to -1100; subnormal results are rounded once
+ *   lt eq select bits                 comparisons (false for NaN), choice, and the mask as an integer
+ *   widen_lo widen_hi narrow          (f_ only) a vector of floats as two of doubles
+ *   exponent                          (d_ only) floor(log2 a) of a positive normal number
+ *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
+ *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)
+ *
+ * Everything is inlined into kernels compiled for that instruction set. */

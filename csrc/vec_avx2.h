@@ -1,0 +1,109 @@
+/* The vector vocabulary on AVX2 and FMA: 8 floats or 4 doubles.  See vec.h for what each word means. */
+#include <immintrin.h>
+
+#define FS_FUSED 1
+#define f_W 8
+#define d_W 4
+typedef __m256 vf;
+typedef __m256d vd;
+typedef __m256 mf;
+typedef __m256d md;
+
+FS_INLINE __m256i f_head(ptrdiff_t n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FS_INLINE __m256i d_head(ptrdiff_t n)
+{
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+
+#define DEFINE_COMMON(P, V, T, S)                                                                                     \
+    FS_INLINE V P##load(const T *p) { return _mm256_loadu_##S(p); }                                                  \
+    FS_INLINE void P##store(T *p, V v) { _mm256_storeu_##S(p, v); }                                                  \
+    FS_INLINE V P##load_head(const T *p, ptrdiff_t n, V fill)                                                        \
+    {                                                                                                                 \
+        __m256i k = P##head(n);                                                                                      \
+        return _mm256_blendv_##S(fill, _mm256_maskload_##S(p, k), P##as_mask(k));                                    \
+    }                                                                                                                 \
+    FS_INLINE void P##store_head(T *p, ptrdiff_t n, V v) { _mm256_maskstore_##S(p, P##head(n), v); }                 \
+    FS_INLINE V P##set1(T a) { return _mm256_set1_##S(a); }                                                          \
+    FS_INLINE V P##add(V a, V b) { return _mm256_add_##S(a, b); }                                                    \
+    FS_INLINE V P##sub(V a, V b) { return _mm256_sub_##S(a, b); }                                                    \
+    FS_INLINE V P##mul(V a, V b) { return _mm256_mul_##S(a, b); }                                                    \
+    FS_INLINE V P##div(V a, V b) { return _mm256_div_##S(a, b); }                                                    \
+    FS_INLINE V P##fma(V a, V b, V c) { return _mm256_fmadd_##S(a, b, c); }                                          \
+    FS_INLINE V P##fnma(V a, V b, V c) { return _mm256_fnmadd_##S(a, b, c); }                                        \
+    FS_INLINE V P##max(V a, V b) { return _mm256_max_##S(a, b); }                                                    \
+    FS_INLINE V P##rint(V a) { return _mm256_round_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }          \
+    FS_INLINE V P##lt(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_LT_OQ); }                                         \
+    FS_INLINE V P##eq(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_EQ_OQ); }                                         \
+    FS_INLINE V P##select(V m, V a, V b) { return _mm256_blendv_##S(b, a, m); }                                      \
+    FS_INLINE unsigned P##bits(V m) { return (unsigned)_mm256_movemask_##S(m); }                                     \
+    FS_INLINE V P##abs(V a) { return _mm256_andnot_##S(_mm256_set1_##S((T)-0.0), a); }
+
+FS_INLINE vf f_as_mask(__m256i k) { return _mm256_castsi256_ps(k); }
+FS_INLINE vd d_as_mask(__m256i k) { return _mm256_castsi256_pd(k); }
+DEFINE_COMMON(f_, vf, float, ps)
+DEFINE_COMMON(d_, vd, double, pd)
+#undef DEFINE_COMMON
+
+/* a 2^n in two steps, the first of which is exact: a subnormal result is rounded once. */
+FS_INLINE vf f_scale2(vf a, vf n)
+{
+    __m256i k = _mm256_cvtps_epi32(n), h = _mm256_srai_epi32(k, 1), one = _mm256_set1_epi32(127);
+    __m256i p = _mm256_slli_epi32(_mm256_add_epi32(h, one), 23);
+    __m256i q = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(k, h), one), 23);
+    return _mm256_mul_ps(_mm256_mul_ps(a, _mm256_castsi256_ps(p)), _mm256_castsi256_ps(q));
+}
+FS_INLINE vd d_scale2(vd a, vd n)
+{
+    __m128i k = _mm256_cvtpd_epi32(n), h = _mm_srai_epi32(k, 1);
+    __m256i one = _mm256_set1_epi64x(1023);
+    __m256i p = _mm256_slli_epi64(_mm256_add_epi64(_mm256_cvtepi32_epi64(h), one), 52);
+    __m256i q = _mm256_slli_epi64(_mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_sub_epi32(k, h)), one), 52);
+    return _mm256_mul_pd(_mm256_mul_pd(a, _mm256_castsi256_pd(p)), _mm256_castsi256_pd(q));
+}
+
+FS_INLINE vd f_widen_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
+FS_INLINE vd f_widen_hi(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }
+FS_INLINE vf f_narrow(vd lo, vd hi)
+{
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(lo)), _mm256_cvtpd_ps(hi), 1);
+}
+
+FS_INLINE vf f_lo0(vf a, vf b) { return _mm256_permute2f128_ps(a, b, 0x20); }
+FS_INLINE vf f_hi0(vf a, vf b) { return _mm256_permute2f128_ps(a, b, 0x31); }
+FS_INLINE vf f_lo1(vf a, vf b) { return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b))); }
+FS_INLINE vf f_hi1(vf a, vf b) { return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b))); }
+FS_INLINE vf f_lo2(vf a, vf b) { return _mm256_shuffle_ps(a, b, 0x88); }
+FS_INLINE vf f_hi2(vf a, vf b) { return _mm256_shuffle_ps(a, b, 0xdd); }
+#define f_TREE(STEP, T, v, out)                                                                                       \
+    do {                                                                                                              \
+        T a_[4], b_[2];                                                                                               \
+        for (int g_ = 0; g_ < 4; g_++)                                                                                \
+            STEP(0, v[g_], v[g_ + 4], a_[g_]);                                                                        \
+        STEP(1, a_[0], a_[1], b_[0]);                                                                                 \
+        STEP(1, a_[2], a_[3], b_[1]);                                                                                 \
+        STEP(2, b_[0], b_[1], out);                                                                                   \
+    } while (0)
+
+FS_INLINE vd d_lo0(vd a, vd b) { return _mm256_permute2f128_pd(a, b, 0x20); }
+FS_INLINE vd d_hi0(vd a, vd b) { return _mm256_permute2f128_pd(a, b, 0x31); }
+FS_INLINE vd d_lo1(vd a, vd b) { return _mm256_unpacklo_pd(a, b); }
+FS_INLINE vd d_hi1(vd a, vd b) { return _mm256_unpackhi_pd(a, b); }
+#define d_TREE(STEP, T, v, out)                                                                                       \
+    do {                                                                                                              \
+        T a_[2];                                                                                                      \
+        STEP(0, v[0], v[2], a_[0]);                                                                                   \
+        STEP(0, v[1], v[3], a_[1]);                                                                                   \
+        STEP(1, a_[0], a_[1], out);                                                                                   \
+    } while (0)
+
+FS_INLINE vd d_exponent(vd a)
+{
+    /* The biased exponent, moved into the mantissa of 2^52, minus 2^52 + 1023. */
+    __m256i e = _mm256_srli_epi64(_mm256_castpd_si256(a), 52);
+    __m256d magic = _mm256_set1_pd(0x1p52);
+    return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(e), magic), _mm256_set1_pd(0x1p52 + 1023));
+}

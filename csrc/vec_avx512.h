@@ -1,0 +1,87 @@
+/* The vector vocabulary on AVX-512 (F, BW, DQ, VL): 16 floats or 8 doubles.  See vec.h for what each word means. */
+#include <immintrin.h>
+
+#define FS_FUSED 1
+#define f_W 16
+#define d_W 8
+typedef __m512 vf;
+typedef __m512d vd;
+typedef __mmask16 mf;
+typedef __mmask8 md;
+
+#define DEFINE_COMMON(P, V, T, M, S, BITS)                                                                            \
+    FS_INLINE V P##load(const T *p) { return _mm512_loadu_##S(p); }                                                  \
+    FS_INLINE void P##store(T *p, V v) { _mm512_storeu_##S(p, v); }                                                  \
+    FS_INLINE V P##load_head(const T *p, ptrdiff_t n, V fill)                                                        \
+    {                                                                                                                 \
+        return _mm512_mask_loadu_##S(fill, (M)((1u << n) - 1u), p);                                                  \
+    }                                                                                                                 \
+    FS_INLINE void P##store_head(T *p, ptrdiff_t n, V v) { _mm512_mask_storeu_##S(p, (M)((1u << n) - 1u), v); }      \
+    FS_INLINE V P##set1(T a) { return _mm512_set1_##S(a); }                                                          \
+    FS_INLINE V P##add(V a, V b) { return _mm512_add_##S(a, b); }                                                    \
+    FS_INLINE V P##sub(V a, V b) { return _mm512_sub_##S(a, b); }                                                    \
+    FS_INLINE V P##mul(V a, V b) { return _mm512_mul_##S(a, b); }                                                    \
+    FS_INLINE V P##div(V a, V b) { return _mm512_div_##S(a, b); }                                                    \
+    FS_INLINE V P##fma(V a, V b, V c) { return _mm512_fmadd_##S(a, b, c); }                                          \
+    FS_INLINE V P##fnma(V a, V b, V c) { return _mm512_fnmadd_##S(a, b, c); }                                        \
+    FS_INLINE V P##max(V a, V b) { return _mm512_max_##S(a, b); }                                                    \
+    FS_INLINE V P##rint(V a) { return _mm512_roundscale_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }     \
+    FS_INLINE V P##scale2(V a, V n) { return _mm512_scalef_##S(a, n); }                                              \
+    FS_INLINE M P##lt(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_LT_OQ); }                                  \
+    FS_INLINE M P##eq(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_EQ_OQ); }                                  \
+    FS_INLINE V P##select(M m, V a, V b) { return _mm512_mask_blend_##S(m, b, a); }                                  \
+    FS_INLINE unsigned P##bits(M m) { return m; }                                                                    \
+    FS_INLINE V P##abs(V a) { return _mm512_abs_##S(a); }
+
+DEFINE_COMMON(f_, vf, float, mf, ps, 32)
+DEFINE_COMMON(d_, vd, double, md, pd, 64)
+#undef DEFINE_COMMON
+
+FS_INLINE vd f_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
+FS_INLINE vd f_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
+FS_INLINE vf f_narrow(vd lo, vd hi)
+{
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(lo)), _mm512_cvtpd_ps(hi), 1);
+}
+
+/* One step of the transposing reduction: what is to be combined when the rows a and b share one vector. */
+FS_INLINE vf f_lo0(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0x44); }
+FS_INLINE vf f_hi0(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0xee); }
+FS_INLINE vf f_lo1(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
+FS_INLINE vf f_hi1(vf a, vf b) { return _mm512_shuffle_f32x4(a, b, 0xdd); }
+FS_INLINE vf f_lo2(vf a, vf b) { return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
+FS_INLINE vf f_hi2(vf a, vf b) { return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
+FS_INLINE vf f_lo3(vf a, vf b) { return _mm512_shuffle_ps(a, b, 0x88); }
+FS_INLINE vf f_hi3(vf a, vf b) { return _mm512_shuffle_ps(a, b, 0xdd); }
+#define f_TREE(STEP, T, v, out)                                                                                       \
+    do {                                                                                                              \
+        T a_[8], b_[4];                                                                                               \
+        for (int g_ = 0; g_ < 4; g_++) {                                                                              \
+            STEP(0, v[g_], v[g_ + 4], a_[2 * g_]);                                                                    \
+            STEP(0, v[g_ + 8], v[g_ + 12], a_[2 * g_ + 1]);                                                           \
+            STEP(1, a_[2 * g_], a_[2 * g_ + 1], b_[g_]);                                                              \
+        }                                                                                                             \
+        STEP(2, b_[0], b_[1], a_[0]);                                                                                 \
+        STEP(2, b_[2], b_[3], a_[1]);                                                                                 \
+        STEP(3, a_[0], a_[1], out);                                                                                   \
+    } while (0)
+
+FS_INLINE vd d_lo0(vd a, vd b) { return _mm512_shuffle_f64x2(a, b, 0x44); }
+FS_INLINE vd d_hi0(vd a, vd b) { return _mm512_shuffle_f64x2(a, b, 0xee); }
+FS_INLINE vd d_lo1(vd a, vd b) { return _mm512_shuffle_f64x2(a, b, 0x88); }
+FS_INLINE vd d_hi1(vd a, vd b) { return _mm512_shuffle_f64x2(a, b, 0xdd); }
+FS_INLINE vd d_lo2(vd a, vd b) { return _mm512_unpacklo_pd(a, b); }
+FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
+#define d_TREE(STEP, T, v, out)                                                                                       \
+    do {                                                                                                              \
+        T a_[4], b_[2];                                                                                               \
+        for (int g_ = 0; g_ < 2; g_++) {                                                                              \
+            STEP(0, v[g_], v[g_ + 2], a_[2 * g_]);                                                                    \
+            STEP(0, v[g_ + 4], v[g_ + 6], a_[2 * g_ + 1]);                                                            \
+            STEP(1, a_[2 * g_], a_[2 * g_ + 1], b_[g_]);                                                              \
+        }                                                                                                             \
+        STEP(2, b_[0], b_[1], out);                                                                                   \
+    } while (0)
+
+/* Exponent of |a| as a double, and a's mantissa scaled into [1, 2). */
+FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }

@@ -1,0 +1,104 @@
+/* The vector vocabulary in the compilers' portable vector extensions: 4 floats or 2 doubles.
+ *
+ * This is the baseline of x86-64 (SSE2) and what every other processor gets, 64-bit Arm among them.  It fuses no
+ * multiply-add, so that its results do not depend on what the compiler makes of it; compile with
+ * -ffp-contract=off. */
+#include <string.h>
+
+#define FS_FUSED 0
+#define f_W 4
+#define d_W 2
+typedef float vf __attribute__((vector_size(16)));
+typedef double vd __attribute__((vector_size(16)));
+typedef int32_t mf __attribute__((vector_size(16)));
+typedef int64_t md __attribute__((vector_size(16)));
+
+#define DEFINE_COMMON(P, V, T, M, N, MAGIC)                                                                           \
+    FS_INLINE V P##load(const T *p)                                                                                  \
+    {                                                                                                                 \
+        V v;                                                                                                          \
+        memcpy(&v, p, sizeof v);                                                                                      \
+        return v;                                                                                                     \
+    }                                                                                                                 \
+    FS_INLINE void P##store(T *p, V v) { memcpy(p, &v, sizeof v); }                                                  \
+    FS_INLINE V P##load_head(const T *p, ptrdiff_t n, V v)                                                           \
+    {                                                                                                                 \
+        for (ptrdiff_t j = 0; j < n; j++)                                                                             \
+            v[j] = p[j];                                                                                              \
+        return v;                                                                                                     \
+    }                                                                                                                 \
+    FS_INLINE void P##store_head(T *p, ptrdiff_t n, V v)                                                             \
+    {                                                                                                                 \
+        for (ptrdiff_t j = 0; j < n; j++)                                                                             \
+            p[j] = v[j];                                                                                              \
+    }                                                                                                                 \
+    FS_INLINE V P##set1(T a) { return (V){0} + a; }                                                                  \
+    FS_INLINE V P##add(V a, V b) { return a + b; }                                                                   \
+    FS_INLINE V P##sub(V a, V b) { return a - b; }                                                                   \
+    FS_INLINE V P##mul(V a, V b) { return a * b; }                                                                   \
+    FS_INLINE V P##div(V a, V b) { return a / b; }                                                                   \
+    FS_INLINE V P##fma(V a, V b, V c) { return a * b + c; }                                                          \
+    FS_INLINE V P##fnma(V a, V b, V c) { return c - a * b; }                                                         \
+    FS_INLINE M P##lt(V a, V b) { return (M)(a < b); }                                                               \
+    FS_INLINE M P##eq(V a, V b) { return (M)(a == b); }                                                              \
+    FS_INLINE V P##select(M m, V a, V b) { return (V)(((M)a & m) | ((M)b & ~m)); }                                   \
+    FS_INLINE V P##max(V a, V b) { return P##select(P##lt(b, a), a, b); }                                            \
+    FS_INLINE V P##rint(V a)                                                                                         \
+    {                                                                                                                 \
+        /* To nearest by the magic number 1.5 * 2^(bits of the mantissa): |a| is far below it. */                     \
+        V magic = P##set1((T)MAGIC);                                                                                 \
+        return (a + magic) - magic;                                                                                   \
+    }                                                                                                                 \
+    FS_INLINE unsigned P##bits(M m)                                                                                  \
+    {                                                                                                                 \
+        unsigned b = 0;                                                                                               \
+        for (int j = 0; j < N; j++)                                                                                   \
+            b |= (unsigned)(m[j] & 1) << j;                                                                           \
+        return b;                                                                                                     \
+    }
+
+DEFINE_COMMON(f_, vf, float, mf, 4, 0x1.8p23)
+DEFINE_COMMON(d_, vd, double, md, 2, 0x1.8p52)
+#undef DEFINE_COMMON
+
+FS_INLINE vf f_abs(vf a) { return (vf)((mf)a & 0x7fffffff); }
+FS_INLINE vd d_abs(vd a) { return (vd)((md)a & 0x7fffffffffffffff); }
+
+/* a 2^n in two steps, the first of which is exact: a subnormal result is rounded once.  n is converted by adding
+ * the magic number, whose low bits then hold it. */
+FS_INLINE vf f_scale2(vf a, vf n)
+{
+    mf k = (mf)(n + 0x1.8p23f) - 0x4b400000, h = k >> 1;
+    return a * (vf)((h + 127) << 23) * (vf)((k - h + 127) << 23);
+}
+FS_INLINE vd d_scale2(vd a, vd n)
+{
+    md k = (md)(n + 0x1.8p52) - 0x4338000000000000, h = k >> 1;
+    return a * (vd)((h + 1023) << 52) * (vd)((k - h + 1023) << 52);
+}
+
+FS_INLINE vd f_widen_lo(vf a) { return (vd){a[0], a[1]}; }
+FS_INLINE vd f_widen_hi(vf a) { return (vd){a[2], a[3]}; }
+FS_INLINE vf f_narrow(vd lo, vd hi) { return (vf){(float)lo[0], (float)lo[1], (float)hi[0], (float)hi[1]}; }
+
+FS_INLINE vf f_lo0(vf a, vf b) { return (vf){a[0], a[1], b[0], b[1]}; }
+FS_INLINE vf f_hi0(vf a, vf b) { return (vf){a[2], a[3], b[2], b[3]}; }
+FS_INLINE vf f_lo1(vf a, vf b) { return (vf){a[0], a[2], b[0], b[2]}; }
+FS_INLINE vf f_hi1(vf a, vf b) { return (vf){a[1], a[3], b[1], b[3]}; }
+#define f_TREE(STEP, T, v, out)                                                                                       \
+    do {                                                                                                              \
+        T a_[2];                                                                                                      \
+        STEP(0, v[0], v[1], a_[0]);                                                                                   \
+        STEP(0, v[2], v[3], a_[1]);                                                                                   \
+        STEP(1, a_[0], a_[1], out);                                                                                   \
+    } while (0)
+
+FS_INLINE vd d_lo0(vd a, vd b) { return (vd){a[0], b[0]}; }
+FS_INLINE vd d_hi0(vd a, vd b) { return (vd){a[1], b[1]}; }
+#define d_TREE(STEP, T, v, out) STEP(0, v[0], v[1], out)
+
+FS_INLINE vd d_exponent(vd a)
+{
+    md e = (md)((md)a >> 52);
+    return (vd){(double)(e[0] - 1023), (double)(e[1] - 1023)};
+}
