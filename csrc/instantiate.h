@@ -9,6 +9,8 @@
 /* A softmax rounded to bfloat16 sums to 1 within this; the same constant stands in the table's definitions. */
 #define UNIT_SUM_BAND (1.0 / 64)
 
+#include "vec_math.h"
+
 #define REAL float
 #define FS_FLOAT 1
 #define NAME(x) x##_f32

@@ -86,7 +86,7 @@
                                         NV);                                                                          \
         for (ptrdiff_t r = g; r < W; r++)                                                                             \
             sums[r] = sums[0];                                                                                        \
-        NAME(sum_rows)(sums, G.s, G.s_lo);                                                                            \
+        NAME(group_sums)(&G, sums);                                                                                   \
     } while (0)
 
 #define FORWARD_PASS(X_, y_, r)                                                                                       \
@@ -103,6 +103,20 @@ FS_INLINE void NAME(emit_scaled)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     EMIT(from, NAME(mul2)(TERM_HERE, hi, lo));
 }
 DEFINE_EMIT(emit_scaled)
+
+/* Column of the only probability above 1/2, 0 if there is none. */
+FS_INLINE ptrdiff_t NAME(find_above_half)(const REAL *y, ptrdiff_t c)
+{
+    const VEC half = V(set1)((REAL)0.5);
+    ptrdiff_t j = 0;
+    for (; j + W <= c; j += W) {
+        unsigned bits = V(bits)(V(lt)(half, V(load)(y + j)));
+        if (bits)
+            return j + __builtin_ctz(bits);
+    }
+    unsigned bits = j < c ? V(bits)(V(lt)(half, V(load_head)(y + j, c - j, V(set1)(0)))) : 0;
+    return bits ? j + __builtin_ctz(bits) : 0;
+}
 
 FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
 {
@@ -127,6 +141,10 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
                 NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN);
             else
                 NAME(emit_scaled_row)(&p, NV);
+            /* The one that dominates is 1 minus the others: next to 1, where ULPs are finest, and never above. */
+            double rest = G.rest[r];
+            if (rest < 0.9 && !(G.special >> r & 1))
+                p.y[NAME(find_above_half)(p.y, t->c)] = (REAL)(1 - rest / (1 + rest));
         }
     }
 }
@@ -258,9 +276,9 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int NV)
             double hi, lo, lane[d_W];
             NAME(sum_one)(first, &hi, &lo);
             sum = hi + lo;
-            double u = fabs(sum) / G.em[0];
-            u -= u * (G.em_lo[0] / G.em[0]);
-            d_store(lane, NAME(log_core)(d_set1(u), 1));
+            double u = fabs(sum) / G.top_term[0];
+            u -= u * (G.top_lo[0] / G.top_term[0]);
+            d_store(lane, d_log(d_set1(u), d_set1(0), 1));
             s = sum == 0 ? -INFINITY : u < 0x1p-1000 ? log(u) + k.scale * m : fma((double)m, k.scale, lane[0]);
         }
         ONE(S, i) = (REAL)s;

@@ -102,22 +102,20 @@ static EXPK NAME(exp_constants)(double scale)
 FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
 {
     *n = V(rint)(V(mul)(d, k->rate));
-    VEC r = V(fnma)(*n, k->hi, d);
-    r = V(mul)(V(fnma)(*n, k->lo, r), k->s);
-    VEC r2 = V(mul)(r, r);
+    VEC u = V(fnma)(*n, k->lo, V(fnma)(*n, k->hi, d));
+    VEC r = V(mul)(u, k->s), r2 = V(mul)(r, r);
 #if FS_FLOAT
     VEC q = V(fma)(r2, V(set1)(EXP_F32_C6), V(fma)(r, V(set1)(EXP_F32_C5), V(set1)(EXP_F32_C4)));
     q = V(fma)(r2, q, V(fma)(r, V(set1)(EXP_F32_C3), V(set1)(EXP_F32_C2)));
 #else
-    VEC r4 = V(mul)(r2, r2);
-    VEC a = V(fma)(r, V(set1)(EXP_F64_C3), V(set1)(EXP_F64_C2));
-    VEC b = V(fma)(r, V(set1)(EXP_F64_C5), V(set1)(EXP_F64_C4));
-    VEC c = V(fma)(r, V(set1)(EXP_F64_C7), V(set1)(EXP_F64_C6));
-    VEC e = V(fma)(r, V(set1)(EXP_F64_C9), V(set1)(EXP_F64_C8));
-    VEC f = V(fma)(r, V(set1)(EXP_F64_C11), V(set1)(EXP_F64_C10));
-    VEC q = V(fma)(r4, V(fma)(r4, f, V(fma)(r2, e, c)), V(fma)(r2, b, a));
+    VEC q = d_exp_quotient(r, r2);
 #endif
-    return V(fma)(r2, q, r);
+    /* r + r^2 q, with r = u s not rounded */
+#if !FS_FUSED && !FS_FLOAT
+    if (k->scale != 1)
+        return d_add(r, d_add(d_mul(r2, q), d_product_error(u, k->s, r)));
+#endif
+    return V(fma)(u, k->s, V(mul)(r2, q));
 }
 
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up. */
@@ -204,6 +202,19 @@ FS_INLINE void NAME(acc_merge)(ACC *s, ACC t)
 #endif
 }
 
+/* Where one term dominates, all others are in the low parts, whose own rounding errors would grow with the length of the
+ * row: move them away every SETTLE rounds. */
+#define SETTLE 8
+FS_INLINE void NAME(acc_settle)(ACC *s, ACC *t, SUM *kept)
+{
+#if FS_FLOAT
+    (void)s, (void)t, (void)kept;
+#else
+    NAME(two_sum)(&kept->hi, &kept->lo, d_add(s->b, t->b));
+    s->b = t->b = d_set1(0);
+#endif
+}
+
 /* Finish a sum that started at `onset`: taking that away is exact. */
 FS_INLINE SUM NAME(acc_done)(ACC s, double onset)
 {
@@ -249,8 +260,10 @@ FS_INLINE void NAME(sum_rows)(const SUM *rows, double *hi, double *lo)
     } while (0)
     d_TREE(STEP, SUM, rows, s);
 #undef STEP
+    vd low = d_set1(0);
+    NAME(two_sum)(&s.hi, &low, s.lo);
     d_store(hi, s.hi);
-    d_store(lo, s.lo);
+    d_store(lo, low);
 #endif
 }
 
@@ -383,8 +396,11 @@ FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL
         return NAME(acc_done)(s0, FS_FLOAT ? 0 : ONSET);
     }
     ACC s1 = NAME(acc_onset)();
+    SUM kept = NAME(sum_of)(0, 0);
     ptrdiff_t i = 0;
     for (; i + 4 * W <= c; i += 4 * W) {
+        if (i % (4 * W * SETTLE) == 0)
+            NAME(acc_settle)(&s0, &s1, &kept);
         VEC e0 = NAME(exp_term)(k, V(load)(x + i), vb, vl, vt);
         VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), vb, vl, vt);
         VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), vb, vl, vt);
@@ -418,8 +434,14 @@ FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL
                 V(store_head)(z + j, rest, e);
             NAME(acc_term)(&s1, e);
         });
+    NAME(acc_settle)(&s0, &s1, &kept);
     NAME(acc_merge)(&s0, s1);
-    return NAME(acc_done)(s0, FS_FLOAT ? 0 : 2 * ONSET);
+    SUM s = NAME(acc_done)(s0, FS_FLOAT ? 0 : 2 * ONSET);
+#if !FS_FLOAT
+    NAME(two_sum)(&s.hi, &s.lo, kept.hi);
+    s.lo = d_add(s.lo, kept.lo);
+#endif
+    return s;
 }
 
 static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
@@ -455,8 +477,19 @@ FS_INLINE SUM NAME(row_exp_sum)(const fs_tile *t, const EXPK *k, const REAL *x, 
     return NAME(merge_blocks)(t, c, 0);
 }
 
-/* a (hi + lo), rounded once (FS_FUSED) or nearly so. */
-FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo) { return V(fma)(a, hi, V(mul)(a, lo)); }
+/* a (hi + lo), rounded once. */
+FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo)
+{
+#if FS_FUSED
+    return V(fma)(a, hi, V(mul)(a, lo));
+#elif FS_FLOAT
+    vd first = d_add(f_widen_lo(hi), f_widen_lo(lo)), second = d_add(f_widen_hi(hi), f_widen_hi(lo));
+    return f_narrow(d_mul(f_widen_lo(a), first), d_mul(f_widen_hi(a), second));
+#else
+    VEC p = d_mul(a, hi), e = d_product_error(a, hi, p);
+    return d_add(p, d_add(e, d_mul(a, lo)));
+#endif
+}
 
 /* --- groups ------------------------------------------------------------------------------------------------------- */
 
@@ -464,9 +497,11 @@ FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo) { return V(fma)(a, hi, V(mul)(a,
 typedef struct {
     REAL m[W];                   /* maximum of x */
     REAL base[W], floor[W], top[W]; /* for exp_term */
-    REAL em[W], em_lo[W];        /* the maximum's own term, as it was computed, and its rounding error */
-    double s[W], s_lo[W];        /* sum of the terms */
-    double rest[W];              /* sum of the other terms / the maximum's */
+    double em[W];                /* the maximum's own term, as it was computed */
+    double top_term[W], top_lo[W]; /* and what it is, in two parts */
+    double others[W];            /* sum of the other terms */
+    double s[W], s_lo[W];        /* sum of all terms */
+    double rest[W], rest_lo[W];  /* others / top_term, in two parts */
     double log[W];               /* log1p(rest): logsumexp - scale m */
     unsigned special;            /* bit r: the maximum is not finite */
     unsigned char kind[W];       /* of a special row */
@@ -554,31 +589,57 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
     V(store)(G->base, base);
     V(store)(G->floor, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
     V(store)(G->top, n);
-    V(store)(G->em, e);
-    V(store)(G->em_lo, V(add)(V(sub)(V(set1)(1), e), w));
+    /* The maximum's term weighs most: where it dominates, its rounding would be the whole row's. */
+#if FS_FLOAT
+    for (int h = 0; h < HALVES; h++) {
+        vd q = h ? f_widen_hi(n) : f_widen_lo(n), z = d_mul(h ? f_widen_hi(d) : f_widen_lo(d), d_set1(k->scale));
+        vd r = d_sub(d_sub(z, d_mul(q, d_set1(LN2_HI_F64_NOFMA))), d_mul(q, d_set1(LN2_LO_F64_NOFMA)));
+        d_store(G->em + h * d_W, h ? f_widen_hi(e) : f_widen_lo(e));
+        d_store(G->top_term + h * d_W, d_add(d_set1(1), d_fma(d_mul(r, r), d_exp_quotient(r, d_mul(r, r)), r)));
+        d_store(G->top_lo + h * d_W, d_set1(0));
+    }
+#else
+    d_store(G->em, e);
+    d_store(G->top_term, e);
+    d_store(G->top_lo, d_add(d_sub(d_set1(1), e), w));
+#endif
 }
 
-/* log1p(t) for t >= 0 (use = 0), or log(t) for normal t > 0 (use = 1), within an ULP. */
-FS_INLINE vd NAME(log_core)(vd t, const int plain)
+/* a - q b for q = fl(a / b), exactly. */
+FS_INLINE vd NAME(remainder)(vd a, vd q, vd b)
 {
-    /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
-    const vd one = d_set1(1);
-    vd u = plain ? t : d_add(one, t);
-    vd lost = plain ? d_set1(0) : d_select(d_lt(t, d_set1(0x1p53)), d_div(d_sub(t, d_sub(u, one)), u), d_set1(0));
-    vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
-    vd f = d_sub(d_scale2(u, d_sub(d_set1(0), n)), one);
-    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), z2 = d_mul(z, z);
-    vd p = d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
-                          d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
-                d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
-    /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
-    vd half = d_mul(d_mul(d_set1(0.5), f), f);
-    vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
-    return d_add(d_mul(n, d_set1(LN2_HI_F64_NOFMA)), d_sub(f, d_sub(half, small)));
+#if FS_FUSED
+    return d_fnma(q, b, a);
+#else
+    vd r = a;
+    for (int i = 0; i < d_W; i++)
+        r[i] = fma(-q[i], b[i], a[i]);
+    return r;
+#endif
+}
+
+/* Reduce the rows' sums, split off the maximum's term, and put its true value in its place. */
+FS_INLINE void NAME(group_sums)(GROUP *G, const SUM *sums)
+{
+    NAME(sum_rows)(sums, G->s, G->s_lo);
+    for (int h = 0; h < HALVES; h++) {
+        int o = h * d_W;
+        vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o), e = d_load(G->em + o);
+        vd others = d_add(d_sub(s, e), s_lo);
+        d_store(G->others + o, others);
+        vd top = d_load(G->top_term + o), top_lo = d_load(G->top_lo + o), q = d_div(others, top);
+        d_store(G->rest + o, q);
+        d_store(G->rest_lo + o, FS_FLOAT ? d_set1(0) : d_div(d_fnma(q, top_lo, NAME(remainder)(others, q, top)), top));
+#if FS_FLOAT
+        d_store(G->s + o, d_add(others, d_load(G->top_term + o)));
+#else
+        d_store(G->s_lo + o, d_add(s_lo, d_load(G->top_lo + o)));
+#endif
+    }
 }
 
 /* The sum over the elements of a row other than its maximum, relative to the maximum's term, where the sum minus the
- * maximum's term is rounding error: their own maximum, their own terms, in double.  Rare, and it need not be fast. */
+ * maximum's term is rounding error: their own maximum, their own terms, in long double.  Rare, and it need not be fast. */
 static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, ptrdiff_t c, REAL m)
 {
     ptrdiff_t at = 0;
@@ -596,51 +657,35 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     for (int r = 0; r < W; r++)
         G.m[r] = next;
     NAME(group_prepare)(&G, k);
-    double hi = 0, lo = 0, h, l;
+    double h, l;
+    long double sum = (long double)G.top_term[0] - G.em[0] + G.top_lo[0];
     for (int side = 0; side < 2; side++) {
         const REAL *y = side ? x + at + 1 : x;
         ptrdiff_t n = side ? c - at - 1 : at;
         NAME(sum_one)(NAME(row_exp_sum)(t, k, y, n, G.base[0], G.floor[0], G.top[0], NULL, 0), &h, &l);
-        hi += h;
-        lo += l;
+        sum += (long double)h + l;
     }
-    /* exp(scale (next - m)) in double; the difference of two doubles is exact where the result is not 0 anyway, but for
-     * its last bit, which the product with its complement puts back. */
-    double d = (double)next - (double)m, back = d - (double)next, err = ((double)next - (d - back)) + (-(double)m - back);
-    double p = d * k->scale, e = fma(d, k->scale, -p) + err * k->scale;
-    double sum = (hi + lo) / ((double)G.em[0] + (double)G.em_lo[0]);
-    double head = exp(p);
-    return head >= 0x1p-1022 ? sum * (head + head * e) : exp(p / 2) * (sum * (1 + e) * exp(p - p / 2));
+    sum /= (long double)G.top_term[0] + G.top_lo[0];
+    return (double)(sum * expl(((long double)next - m) * k->scale));
 }
 
 /* From the sums, the logarithm of sum / maximum's term, by the sum over the others. */
 FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x, ptrdiff_t first, ptrdiff_t g)
 {
     unsigned weak = 0;
-    double em[W], em_lo[W];
-    for (int r = 0; r < W; r++) {
-        em[r] = G->em[r];
-        em_lo[r] = G->em_lo[r];
-    }
-    for (int h = 0; h < HALVES; h++) {
-        vd e = d_load(em + h * d_W);
-        vd others = d_add(d_sub(d_load(G->s + h * d_W), e), d_load(G->s_lo + h * d_W));
-        weak |= d_bits(d_lt(others, d_mul(e, d_set1(DOMINATED)))) << (h * d_W);
-        /* others / (em + em_lo), where em + em_lo would round to em */
-        vd q = d_div(others, e);
-        d_store(G->rest + h * d_W, d_fnma(q, d_div(d_load(em_lo + h * d_W), e), q));
-    }
+    for (int h = 0; h < HALVES; h++)
+        weak |= d_bits(d_lt(d_load(G->rest + h * d_W), d_set1(DOMINATED))) << (h * d_W);
     weak &= ((1u << g) - 1) & ~G->special;
-    if (weak && t->c > 1) {
-        for (ptrdiff_t r = 0; r < g; r++)
-            if (weak >> r & 1)
-                G->rest[r] = NAME(rest_of_row)(t, k, NAME(row)(t, x, first + r), t->c, G->m[r]);
-    } else if (weak) {
-        for (ptrdiff_t r = 0; r < g; r++)
-            G->rest[r] = weak >> r & 1 ? 0 : G->rest[r];
+    if (weak) {
+        for (ptrdiff_t r = 0; r < g; r++) {
+            if (weak >> r & 1) {
+                G->rest[r] = t->c > 1 ? NAME(rest_of_row)(t, k, NAME(row)(t, x, first + r), t->c, G->m[r]) : 0;
+                G->rest_lo[r] = 0;
+            }
+        }
     }
     for (int h = 0; h < HALVES; h++)
-        d_store(G->log + h * d_W, NAME(log_core)(d_load(G->rest + h * d_W), 0));
+        d_store(G->log + h * d_W, d_log(d_load(G->rest + h * d_W), d_load(G->rest_lo + h * d_W), 0));
 }
 
 /* factor / sum of each row, in two parts. */
@@ -657,15 +702,8 @@ FS_INLINE void NAME(group_inverse)(const GROUP *G, const double *factor, REAL *h
         }
 #else
         vd s_lo = d_load(G->s_lo + h * d_W);
-#if FS_FUSED
-        vd r = d_fnma(y, s, f);
-#else
-        vd r = y;
-        for (int i = 0; i < d_W; i++)
-            r[i] = fma(-y[i], s[i], f[i]);
-#endif
         d_store(hi + h * d_W, y);
-        d_store(lo + h * d_W, d_div(d_fnma(y, s_lo, r), s));
+        d_store(lo + h * d_W, d_div(d_fnma(y, s_lo, NAME(remainder)(f, y, s)), s));
 #endif
     }
 }

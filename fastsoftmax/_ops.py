@@ -118,28 +118,43 @@ def _first_max(x: Array) -> Array:
     return np.argmax(x, axis=-1)[:, None]
 
 
-def _shifted(x: Array, scale: Any) -> tuple[Array, Array, Array, Array]:
-    """Return ``z = scale * x``, its row maximum m, ``exp(z - m)`` and the sum of the latter without one maximum.
+def _product(a: Array, b: Any) -> tuple[Array, Array]:
+    """Return ``a * b`` and what rounding took from it (Dekker's product): exp turns that into a relative error."""
+    p = a * b
+    if b == 1:
+        return p, np.zeros_like(p)
+    split = a.dtype.type(2) ** ((np.finfo(a.dtype).nmant + 2) // 2) + 1
+    a_hi = a * split - (a * split - a)
+    b_hi = b * split - (b * split - b)
+    a_lo, b_lo = a - a_hi, b - b_hi
+    lost = ((a_hi * b_hi - p) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo
+    return p, np.where(np.isfinite(lost), lost, 0)
 
-    The softmax denominator is ``1 + rest``: its logarithm keeps full relative precision when one class
-    dominates, which ``log(sum)`` does not.
+
+def _shifted(x: Array, scale: Any) -> tuple[Array, Array, Array, Array]:
+    """Return ``d = scale (x - max x)``, ``m = scale max x``, ``e = exp(d)`` and the sum of e without one maximum.
+
+    The scale is positive (the plan sees to it).  The difference is scaled, not the scaled terms subtracted: far from 0
+    the latter would be rounded.  The softmax denominator is ``1 + rest``: its logarithm keeps full relative precision
+    when one class dominates, which ``log(sum)`` does not.
     """
-    z = x * scale
-    top = _first_max(z)
-    m = np.take_along_axis(z, top, -1)
-    e = np.exp(z - m)
+    top = _first_max(x)
+    largest = np.take_along_axis(x, top, -1)
+    d, lost = _product(x - largest, scale)
+    m = largest * scale
+    e = np.exp(d)
+    e = np.where(lost == 0, e, e + e * lost)
     others = e.copy()
     np.put_along_axis(others, top, 0, -1)
-    return z, m, e, others.sum(-1, keepdims=True)
+    return d, m, e, others.sum(-1, keepdims=True)
 
 
-def _centred(p: Array, t: Array, key: Array) -> tuple[Array, Array]:
-    """Return ``t - <p, t>`` for a softmax p, without cancellation where one class dominates, and the mask p == 0.
+def _centred(p: Array, t: Array, key: Array, dead: Array) -> Array:
+    """Return ``t - <p, t>`` for a softmax p, without cancellation where one class dominates.
 
     ``t`` is taken relative to its value at the most probable class.  For exact p any such shift drops out; for
-    a rounded p dividing by its sum makes it drop out, too.
+    a rounded p dividing by its sum makes it drop out, too.  ``dead`` marks the classes that cannot occur: 0 there.
     """
-    dead = p == 0
     t = np.where(dead, 0, t)
     ref = np.take_along_axis(t, _first_max(key), -1)
     h = np.where(dead, 0, t - ref)
@@ -147,7 +162,7 @@ def _centred(p: Array, t: Array, key: Array) -> tuple[Array, Array]:
     dot = (p * h).sum(-1, keepdims=True)
     unit = np.abs(total - 1) <= UNIT_SUM_BAND
     centre = np.where(unit, dot / np.where(unit, total, 1), dot - ref * (1 - total))
-    return h - centre, dead
+    return np.where(dead, 0, h - centre)
 
 
 # --- forward ------------------------------------------------------------------------------------------------
@@ -156,7 +171,7 @@ def _centred(p: Array, t: Array, key: Array) -> tuple[Array, Array]:
 @_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="softmax")
 def softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
     """``y = exp(scale x - lse(scale x))``."""
-    z, m, e, rest = _shifted(x, scale)
+    d, m, e, rest = _shifted(x, scale)
     y = e / (e.sum(-1, keepdims=True))
     if empty:
         y = np.where(m == -np.inf, 0, y)
@@ -166,8 +181,8 @@ def softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
 @_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="log_softmax")
 def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
     """``y = scale x - lse(scale x)``."""
-    z, m, e, rest = _shifted(x, scale)
-    y = np.where(m == np.inf, np.nan, (z - m) - np.log1p(rest))
+    d, m, e, rest = _shifted(x, scale)
+    y = np.where(m == np.inf, np.nan, d - np.log1p(rest))
     if empty:
         y = np.where(m == -np.inf, -np.inf, y)
     return (y,)
@@ -176,8 +191,8 @@ def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
 @_op("x:(c)", "s:()", "scale", ulp=2, bytes_moved=1, public="logsumexp", ulp_kind="unit")
 def logsumexp(x: Array, *, scale: Any) -> tuple[Array, ...]:
     """``s = log sum_c exp(scale x_c)``."""
-    z, m, e, rest = _shifted(x, scale)
-    s = np.where(np.isinf(m), np.where(np.isnan(z).any(-1, keepdims=True), np.nan, m), m + np.log1p(rest))
+    d, m, e, rest = _shifted(x, scale)
+    s = np.where(np.isinf(m), np.where(np.isnan(x).any(-1, keepdims=True), np.nan, m), m + np.log1p(rest))
     return (s[:, 0],)
 
 
@@ -197,15 +212,13 @@ def logsumexp_weighted(x: Array, b: Array, *, scale: Any) -> tuple[Array, ...]:
 @_op("p:(c) t:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="softmax_jvp softmax_vjp", ulp_kind="term")
 def softmax_jvp(p: Array, t: Array, *, scale: Any) -> tuple[Array, ...]:
     """``y = scale p (t - <p, t>)``; the Jacobian is symmetric, so this is the vjp, too."""
-    centred, dead = _centred(p, t, p)
-    return (np.where(dead, 0, p * centred * scale),)
+    return (p * _centred(p, t, p, p == 0) * scale,)
 
 
 @_op("logp:(c) t:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="log_softmax_jvp", ulp_kind="term")
 def log_softmax_jvp(logp: Array, t: Array, *, scale: Any) -> tuple[Array, ...]:
     """``y = scale (t - <p, t>)`` with ``p = exp(logp)``."""
-    centred, dead = _centred(np.exp(logp), t, logp)
-    return (np.where(logp == -np.inf, 0, centred * scale),)
+    return (_centred(np.exp(logp), t, logp, logp == -np.inf) * scale,)
 
 
 @_op("logp:(c) g:(c)", "y:(c)", "scale", ulp=4, bytes_moved=3, public="log_softmax_vjp", ulp_kind="term")
@@ -264,13 +277,13 @@ def log_softmax_jacobian(logp: Array, *, scale: Any) -> tuple[Array, ...]:
 
 def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array, Array, Array]:
     """Return the loss, ``p``, ``1 - p`` without cancellation, and lse, all per row."""
-    z, m, e, rest = _shifted(x, scale)
+    d, m, e, rest = _shifted(x, scale)
     total = e.sum(-1, keepdims=True)
-    nll = (m - z) + np.log1p(rest)
+    nll = np.log1p(rest) - d
     lse = m + np.log1p(rest)
     p = e / total
     not_p = (total - e) / total
-    np.put_along_axis(not_p, _first_max(z), rest / total, -1)
+    np.put_along_axis(not_p, _first_max(x), rest / total, -1)
     broken = ~np.isfinite(m)
     nll, p, not_p = (np.where(broken, np.nan, a) for a in (nll, p, not_p))
     if empty:
@@ -320,7 +333,7 @@ def cross_entropy_index(
 
 @_op(
     "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss ignore",
-    ulp=4, bytes_moved=2, public="cross_entropy_value_and_grad",
+    ulp=4, bytes_moved=2, public="cross_entropy_value_and_grad", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_index_grad(
     x: Array, y: Array, w: Array, v: Array, g: Array, *,

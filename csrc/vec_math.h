@@ -1,0 +1,44 @@
+/* Functions of vectors of doubles, over any vocabulary: the logarithm and the exponential of a reduced argument. */
+
+#if !FS_FUSED
+/* a b - p for p = fl(a b), by Dekker's product: the halves of a and b multiply exactly. */
+FS_INLINE vd d_product_error(vd a, vd b, vd p)
+{
+    const vd split = d_set1(0x1p27 + 1);
+    vd t = d_mul(a, split), ah = d_sub(t, d_sub(t, a)), al = d_sub(a, ah);
+    vd u = d_mul(b, split), bh = d_sub(u, d_sub(u, b)), bl = d_sub(b, bh);
+    return d_add(d_add(d_add(d_sub(d_mul(ah, bh), p), d_mul(ah, bl)), d_mul(al, bh)), d_mul(al, bl));
+}
+#endif
+
+/* (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2 (1 + 2^-10); r2 is r^2. */
+FS_INLINE vd d_exp_quotient(vd r, vd r2)
+{
+    vd r4 = d_mul(r2, r2);
+    vd a = d_fma(r, d_set1(EXP_F64_C3), d_set1(EXP_F64_C2));
+    vd b = d_fma(r, d_set1(EXP_F64_C5), d_set1(EXP_F64_C4));
+    vd c = d_fma(r, d_set1(EXP_F64_C7), d_set1(EXP_F64_C6));
+    vd d = d_fma(r, d_set1(EXP_F64_C9), d_set1(EXP_F64_C8));
+    vd e = d_fma(r, d_set1(EXP_F64_C11), d_set1(EXP_F64_C10));
+    return d_fma(r4, d_fma(r4, e, d_fma(r2, d, c)), d_fma(r2, b, a));
+}
+
+/* log(1 + t + t_lo) for t >= 0, or log(t) for normal t > 0 (plain), within an ULP; t_lo is below an ULP of t. */
+FS_INLINE vd d_log(vd t, vd t_lo, const int plain)
+{
+    /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
+    const vd one = d_set1(1);
+    vd u = plain ? t : d_add(one, t);
+    vd lost = plain ? t_lo : d_add(d_sub(t, d_sub(u, one)), t_lo);
+    lost = plain ? lost : d_select(d_lt(t, d_set1(0x1p53)), d_div(lost, u), d_set1(0));
+    vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
+    vd f = d_sub(d_scale2(u, d_sub(d_set1(0), n)), one);
+    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), z2 = d_mul(z, z);
+    vd p = d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
+                          d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
+                d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
+    /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
+    vd half = d_mul(d_mul(d_set1(0.5), f), f);
+    vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
+    return d_add(d_mul(n, d_set1(LN2_HI_F64_NOFMA)), d_sub(f, d_sub(half, small)));
+}
