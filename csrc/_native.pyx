@@ -66,6 +66,27 @@ def pool_size():
     return fs_pool_size()
 
 
+cdef bint overlaps(cnp.ndarray a, cnp.ndarray b):
+    """Tell whether two contiguous arrays share memory without being the same memory."""
+    cdef char *p = cnp.PyArray_BYTES(a)
+    cdef char *q = cnp.PyArray_BYTES(b)
+    if p == q and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b):
+        return False
+    return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
+
+
+def count_ignored(cnp.ndarray labels, ptrdiff_t classes, int64_t ignore):
+    """Return how many of a C-contiguous int64 array of class indices are `ignore`, or -1 if one is out of bounds."""
+    cdef const int64_t *y = <const int64_t *>cnp.PyArray_DATA(labels)
+    cdef ptrdiff_t i, n = cnp.PyArray_SIZE(labels), ignored = 0
+    cdef int bad = 0
+    with nogil:
+        for i in range(n):
+            ignored += y[i] == ignore
+            bad |= (<unsigned long long>y[i] >= <unsigned long long>classes) & (y[i] != ignore)
+    return -1 if bad else ignored
+
+
 @cython.final
 cdef class Kernel:
     """One kernel of one instruction set and dtype: ``kernel(ins, outs, params, threads)``."""
@@ -94,6 +115,83 @@ cdef class Kernel:
         self.outputs = len(out_kinds)
         for i, kind in enumerate((*in_kinds, *out_kinds)):
             self.kinds[i] = KINDS[kind]
+
+    def quick(self, tuple ins, tuple outs, tuple params, int threads):
+        """Compute if all operands are as a kernel wants them and the classes are the last axis; else return None.
+
+        This is the plan's straight case without its Python: C-contiguous arrays of the kernel's dtype and one shape,
+        class indices of the shape without the last axis, plain floats for the rest.  An output that is None is
+        allocated.  Returns the outputs.
+        """
+        cdef fs_call call
+        cdef double constants[8]
+        cdef float constants32[8]
+        cdef int o, k, nd, status, typenum = cnp.NPY_FLOAT if self.itemsize == 4 else cnp.NPY_DOUBLE
+        cdef cnp.ndarray x, a
+        cdef fs_operand *p
+        if type(ins[0]) is not np.ndarray:
+            return None
+        x = ins[0]
+        nd = cnp.PyArray_NDIM(x)
+        if nd < 1 or cnp.PyArray_SIZE(x) == 0:
+            return None
+        call.kernel = self.function
+        call.operands = self.inputs + self.outputs
+        call.itemsize = self.itemsize
+        call.c = cnp.PyArray_DIM(x, nd - 1)
+        call.n1, call.n2 = 1, cnp.PyArray_SIZE(x) // call.c
+        results = [None] * self.outputs
+        for o in range(call.operands):
+            operand = ins[o] if o < self.inputs else outs[o - self.inputs]
+            p = &call.operand[o]
+            p.kind = <fs_kind>self.kinds[o]
+            p.output = o >= self.inputs
+            p.s1 = p.s2 = p.sc = 0
+            if p.kind == FS_SQUARE:
+                return None
+            if type(operand) is float and not p.output and (p.kind == FS_ONE or p.kind == FS_CLASS and operand == 1.0):
+                constants[o] = operand
+                constants32[o] = <float>constants[o]
+                p.data = <char *>&constants[o] if self.itemsize == 8 else <char *>&constants32[o]
+                if p.kind == FS_CLASS:
+                    p.data = NULL
+                continue
+            if p.kind == FS_CLASS:
+                return None
+            if operand is None and p.output:
+                a = cnp.PyArray_EMPTY(nd if p.kind == FS_ROW else nd - 1, cnp.PyArray_DIMS(x), typenum, 0)
+            else:
+                if type(operand) is not np.ndarray:
+                    return None
+                a = operand
+                if (cnp.PyArray_TYPE(a) != (cnp.NPY_INT64 if p.kind == FS_LABEL else typenum)
+                        or cnp.PyArray_NDIM(a) != (nd if p.kind == FS_ROW else nd - 1)
+                        or not cnp.PyArray_ISCARRAY_RO(a)):
+                    return None
+                for k in range(cnp.PyArray_NDIM(a)):
+                    if cnp.PyArray_DIM(a, k) != cnp.PyArray_DIM(x, k):
+                        return None
+                if p.output:
+                    if not cnp.PyArray_ISWRITEABLE(a):
+                        return None
+                    for k in range(o):
+                        other = ins[k] if k < self.inputs else results[k - self.inputs]
+                        if type(other) is np.ndarray and overlaps(a, other):
+                            return None
+            p.data = cnp.PyArray_BYTES(a)
+            p.s2 = self.itemsize * call.c if p.kind == FS_ROW else cnp.PyArray_ITEMSIZE(a)
+            p.sc = self.itemsize
+            if p.output:
+                results[o - self.inputs] = a
+        o = 0
+        for value in params:
+            call.params[o] = value
+            o += 1
+        with nogil:
+            status = fs_run(&call, threads)
+        if status != 0:
+            return None
+        return results
 
     def __call__(self, ins, outs, params, int threads):
         cdef fs_call call

@@ -27,12 +27,14 @@
 #undef IS_NAN
 #undef IS_PLUS_INF
 #undef LABEL
+#undef MASK
 #undef ONE
 #undef ONSET
 #undef PASS
 #undef PROBS_SUM
 #undef ROW
 #undef SAVE_LIMIT
+#undef SETTLE
 #undef SPREAD_SUM
 #undef STEP
 #undef SUM

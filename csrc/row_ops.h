@@ -57,6 +57,8 @@
                 enum { whole = 1 };                                                                                   \
                 const ptrdiff_t rest = W;                                                                             \
                 j += from;                                                                                            \
+                if (!NV)                                                                                              \
+                    __builtin_prefetch((const char *)(p->y + j) + AHEAD, 1);                                          \
                 VEC emitted_ = (expression);                                                                                 \
                 V(store)(p->y + j, emitted_);                                                                          \
                 j -= from;                                                                                            \

@@ -19,6 +19,11 @@
 #define GROUP NAME(group)
 #define SUM NAME(sum)
 #define W V(W)
+#if FS_FLOAT
+#define MASK mf
+#else
+#define MASK md
+#endif
 
 #if FS_FLOAT
 typedef vf VEC;
@@ -118,13 +123,14 @@ FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
     return V(fma)(u, k->s, V(mul)(r2, q));
 }
 
-/* The term exp(s x - s base) 2^-top of a row: what the sums add up. */
+/* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
+ * Intel's processors an underflow costs 150 cycles, and masked classes and the lanes beyond a row's end all underflow. */
 FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
 {
-    VEC n;
-    /* The second operand of max survives if it is NaN. */
-    VEC w = NAME(exp_minus1)(k, V(max)(floor, V(sub)(x, base)), &n);
-    return V(scale2)(V(add)(w, V(set1)(1)), V(sub)(n, top));
+    VEC n, d = V(sub)(x, base);
+    MASK alive = V(not_less)(d, floor);
+    VEC w = NAME(exp_minus1)(k, V(bounded)(d, floor), &n);
+    return V(scale2_if)(alive, V(add)(w, V(set1)(1)), V(sub)(n, top));
 }
 
 /* --- sums ----------------------------------------------------------------------------------------------------- */

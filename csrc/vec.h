@@ -5,7 +5,8 @@
  *   fma fnma                          a b + c and c - a b; rounded once if FS_FUSED
  *   max                               the larger one; b if either is NaN, so that max(x, NaN) keeps the NaN
  *   scale2                            a 2^n for integral n down to -1100; subnormal results are rounded once
- *   lt eq select bits                 comparisons (false for NaN), choice, and the mask as an integer
+ *   bounded scale2_if                 max(low, a), if scale2 needs bounded exponents; scale2, or 0 where the mask is not
+ *   lt not_less eq select bits        comparisons (only not_less is true for NaN), choice, the mask as an integer
  *   widen_lo widen_hi narrow          (f_ only) a vector of floats as two of doubles
  *   exponent                          (d_ only) floor(log2 a) of a positive normal number
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by

@@ -36,6 +36,8 @@ FS_INLINE __m256i d_head(ptrdiff_t n)
     FS_INLINE V P##fnma(V a, V b, V c) { return _mm256_fnmadd_##S(a, b, c); }                                        \
     FS_INLINE V P##max(V a, V b) { return _mm256_max_##S(a, b); }                                                    \
     FS_INLINE V P##rint(V a) { return _mm256_round_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }          \
+    FS_INLINE V P##bounded(V a, V low) { return _mm256_max_##S(low, a); }                                            \
+    FS_INLINE V P##not_less(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_NLT_UQ); }                                  \
     FS_INLINE V P##lt(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_LT_OQ); }                                         \
     FS_INLINE V P##eq(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_EQ_OQ); }                                         \
     FS_INLINE V P##select(V m, V a, V b) { return _mm256_blendv_##S(b, a, m); }                                      \
@@ -64,6 +66,9 @@ FS_INLINE vd d_scale2(vd a, vd n)
     __m256i q = _mm256_slli_epi64(_mm256_add_epi64(_mm256_cvtepi32_epi64(_mm_sub_epi32(k, h)), one), 52);
     return _mm256_mul_pd(_mm256_mul_pd(a, _mm256_castsi256_pd(p)), _mm256_castsi256_pd(q));
 }
+
+FS_INLINE vf f_scale2_if(vf m, vf a, vf n) { return f_scale2(_mm256_and_ps(m, a), n); }
+FS_INLINE vd d_scale2_if(vd m, vd a, vd n) { return d_scale2(_mm256_and_pd(m, a), n); }
 
 FS_INLINE vd f_widen_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }
 FS_INLINE vd f_widen_hi(vf a) { return _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)); }

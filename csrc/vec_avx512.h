@@ -27,6 +27,9 @@ typedef __mmask8 md;
     FS_INLINE V P##max(V a, V b) { return _mm512_max_##S(a, b); }                                                    \
     FS_INLINE V P##rint(V a) { return _mm512_roundscale_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }     \
     FS_INLINE V P##scale2(V a, V n) { return _mm512_scalef_##S(a, n); }                                              \
+    FS_INLINE V P##scale2_if(M m, V a, V n) { return _mm512_maskz_scalef_##S(m, a, n); }                             \
+    FS_INLINE V P##bounded(V a, V low) { return (void)low, a; }                                                      \
+    FS_INLINE M P##not_less(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_NLT_UQ); }                           \
     FS_INLINE M P##lt(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_LT_OQ); }                                  \
     FS_INLINE M P##eq(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_EQ_OQ); }                                  \
     FS_INLINE V P##select(M m, V a, V b) { return _mm512_mask_blend_##S(m, b, a); }                                  \

@@ -43,6 +43,8 @@ typedef int64_t md __attribute__((vector_size(16)));
     FS_INLINE M P##eq(V a, V b) { return (M)(a == b); }                                                              \
     FS_INLINE V P##select(M m, V a, V b) { return (V)(((M)a & m) | ((M)b & ~m)); }                                   \
     FS_INLINE V P##max(V a, V b) { return P##select(P##lt(b, a), a, b); }                                            \
+    FS_INLINE V P##bounded(V a, V low) { return P##max(low, a); }                                                    \
+    FS_INLINE M P##not_less(V a, V b) { return ~P##lt(a, b); }                                                       \
     FS_INLINE V P##rint(V a)                                                                                         \
     {                                                                                                                 \
         /* To nearest by the magic number 1.5 * 2^(bits of the mantissa): |a| is far below it. */                     \
@@ -76,6 +78,9 @@ FS_INLINE vd d_scale2(vd a, vd n)
     md k = (md)(n + 0x1.8p52) - 0x4338000000000000, h = k >> 1;
     return a * (vd)((h + 1023) << 52) * (vd)((k - h + 1023) << 52);
 }
+
+FS_INLINE vf f_scale2_if(mf m, vf a, vf n) { return f_scale2((vf)((mf)a & m), n); }
+FS_INLINE vd d_scale2_if(md m, vd a, vd n) { return d_scale2((vd)((md)a & m), n); }
 
 FS_INLINE vd f_widen_lo(vf a) { return (vd){a[0], a[1]}; }
 FS_INLINE vd f_widen_hi(vf a) { return (vd){a[2], a[3]}; }

@@ -1,6 +1,6 @@
 """The seam: the only file that knows which backends exist.
 
-A backend is a module of this package with the same four doors:
+A backend is a module of this package with the same five doors:
 
 ``name``
     What ``use_backend`` and ``FASTSOFTMAX_BACKEND`` call it.
@@ -8,6 +8,9 @@ A backend is a module of this package with the same four doors:
     Whether its kernels take operands with any strides; if not, the plan hands them contiguous rows only.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
+``quick(op, ins, outs, params)``
+    The straight case without the plan, for calls so small that Python's share would be most of it: the list of outputs,
+    or None if the operands are not of the simplest kind.  A backend without such a way returns None.
 ``kernel(op, dtype)``
     The function that computes one row of the table: ``kernel(ins, outs, params, threads)``, with operands of
     shape ``(n1, n2, c)``, ``(n1, n2)`` or ``(c,)``, or floats.
@@ -43,6 +46,11 @@ class Backend(Protocol):
 
     def why_not(self) -> str | None:
         """Return None if the backend can run, else the reason."""
+
+    def quick(
+        self, op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]
+    ) -> list[Any] | None:
+        """Compute the straight case, or return None."""
 
     def kernel(self, op: str, dtype: np.dtype[Any]) -> Kernel:
         """Return the kernel of one operation and dtype."""

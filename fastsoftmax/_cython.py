@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _backends
+from . import _backends, _threads
 from ._ops import OPS
 
 try:
@@ -22,6 +22,9 @@ except ImportError as error:
 
 name = "cython"
 strided = True
+
+# Elements below which the engine uses one thread whatever it is allowed (WORTH_A_THREAD in csrc/engine.c).
+SERIAL = 8192
 
 _kernels: dict[tuple[str, str, np.dtype[Any]], _backends.Kernel] = {}
 _isa: str | None = None
@@ -54,10 +57,12 @@ def forced_isa(name: str) -> Iterator[None]:
     if name not in instruction_sets():
         raise ValueError(f"instruction set is {name!r}; expected one of {', '.join(map(repr, instruction_sets()))}")
     _isa = name
+    _by_number.clear()
     try:
         yield
     finally:
         _isa = before
+        _by_number.clear()
 
 
 def kernel(op: str, dtype: np.dtype[Any]) -> _backends.Kernel:
@@ -69,6 +74,35 @@ def kernel(op: str, dtype: np.dtype[Any]) -> _backends.Kernel:
         found = _native.Kernel(key[0], op, dtype, [kind for _, kind in row.ins], [kind for _, kind in row.outs])
         _kernels[key] = found
     return found
+
+
+# Kernels by operation and NumPy's type number, of the instruction set in use.
+_by_number: dict[tuple[str, int], Any] = {}
+_FLOAT_NUMBERS = {np.dtype(np.float32).num: np.dtype(np.float32), np.dtype(np.float64).num: np.dtype(np.float64)}
+
+
+def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
+    """Compute the straight case without the plan, or return None: see ``Kernel.quick``.
+
+    A call on an 8 x 10 array takes 1 us this way, 15 us through the plan.
+    """
+    x = ins[0]
+    if type(x) is not np.ndarray:
+        return None
+    key = (op, x.dtype.num)
+    found = _by_number.get(key)
+    if found is None:
+        dtype = _FLOAT_NUMBERS.get(key[1])
+        if dtype is None:
+            return None
+        found = _by_number[key] = kernel(op, dtype)
+    threads = 1 if x.size < SERIAL else _threads.get_num_threads()
+    return found.quick(ins, outs, params, threads)  # type: ignore[no-any-return]
+
+
+def count_ignored(labels: Any, classes: int, ignore: int) -> int:
+    """Return how many labels of a C-contiguous int64 array are ``ignore``, or -1 if one is out of bounds."""
+    return _native.count_ignored(labels, classes, ignore)  # type: ignore[no-any-return]
 
 
 def facts() -> dict[str, Any]:

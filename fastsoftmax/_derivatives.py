@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _plan
+from . import _backends, _plan
 from ._ops import Array
 from ._plan import Frame, Output
 
@@ -23,6 +24,10 @@ def _like(name: str, value: Any, first: str, shape: tuple[int, ...]) -> Array:
 
 def _row_rule(op: str, names: tuple[str, str], a: Any, b: Any, axis: Any, scale: Any, out: Any) -> Any:
     """Run a rule (c),(c)->(c)."""
+    if axis == -1 and type(scale) is float and math.isfinite(scale):
+        done = _backends.current().quick(op, (a, b), (out,), (scale,))
+        if done is not None:
+            return done[0]
     first = _plan.as_real(names[0], a)
     frame = Frame(first.shape, axis)
     second = _like(names[1], b, names[0], first.shape)

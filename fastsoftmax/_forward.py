@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _plan
+from . import _backends, _plan
 from ._ops import Array
 from ._plan import EMPTY, Frame, Output
 
@@ -25,7 +25,20 @@ def _where(where: Any, shape: tuple[int, ...]) -> Array | None:
         raise ValueError(f"where has shape {mask.shape}, which does not broadcast to {shape}") from None
 
 
+def _quick(op: str, x: Any, axis: Any, where: Any, scale: Any, dtype: Any, out: Any, *more: float) -> list[Any] | None:
+    """Compute what needs no plan, or return None."""
+    if axis != -1 or where is not None or dtype is not None or type(scale) is not float:
+        return None
+    if not _plan.SCALES[0] <= scale <= _plan.SCALES[1]:
+        return None
+    return _backends.current().quick(op, (x,), (out,), (scale, *more))
+
+
 def _rowwise(op: str, x: Any, axis: Any, where: Any, scale: Any, empty: Any, dtype: Any, out: Any) -> Any:
+    if type(empty) is str and empty in EMPTY:
+        done = _quick(op, x, axis, where, scale, dtype, out, EMPTY[empty])
+        if done is not None:
+            return done[0]
     a = _plan.as_real("x", x)
     frame = Frame(a.shape, axis)
     mask = _where(where, a.shape)
@@ -204,6 +217,10 @@ def logsumexp(
     >>> float(fs.logsumexp([1000.0, 1000.0]))
     1000.6931471805599
     """
+    if b is None and not keepdims and not return_sign:
+        done = _quick("logsumexp", x, axis, where, scale, dtype, out)
+        if done is not None:
+            return done[0] if done[0].ndim or out is not None else done[0][()]
     a = _plan.as_real("x", x)
     frame = Frame(a.shape, axis)
     params = {"scale": _plan.real_number("scale", scale)}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _plan
+from . import _backends, _plan
 from ._forward import _where
 from ._ops import Array
 from ._plan import EMPTY, F4, F8, Frame, Output
@@ -168,6 +168,8 @@ class _Loss:
             options["ignore"] = self.ignore if self.indexed else None
             if self.ignored is not None:
                 ins[3] = np.where(self.ignored, 0, self.rows)
+                if gradient and not np.isfinite(ins[4]).all():
+                    ins[4] = np.where(self.ignored, 0, ins[4])
         results = _plan.run(op, frame, ins, outs, params, self.dtype, **options)
         return self._reduced(results[0], divisor), results[1] if gradient else None
 
@@ -202,6 +204,59 @@ class _Loss:
                 total /= divisor
         with np.errstate(over="ignore"):
             return self.loss_dtype.type(total)
+
+
+def _quick(
+    logits: Any, target: Any, axis: Any, weight: Any, sample_weight: Any, ignore: Any, smoothing: Any, reduction: Any,
+    scale: Any, softcap: Any, z_loss: Any, where: Any, empty: Any, grad_output: Any, grad_out: Any, gradient: bool,
+) -> tuple[Any, Any] | None:  # fmt: skip
+    """Compute the plain loss against class indices without the plan, or return None if any option is in use."""
+    if (
+        not (weight is sample_weight is softcap is where is grad_output is None)
+        or not (type(smoothing) is type(z_loss) is type(scale) is float)
+        or not smoothing == z_loss == 0.0
+        or not _plan.SCALES[0] <= scale <= _plan.SCALES[1]
+        or axis != -1
+        or not (type(target) is type(logits) is np.ndarray)
+        or target.dtype != np.int64
+        or not target.flags.c_contiguous
+        or logits.ndim < 1
+        or logits.shape[:-1] != target.shape
+        or type(ignore) is not int
+        or not -(2**53) < ignore < 2**53
+        or not (type(reduction) is type(empty) is str)
+        or reduction not in REDUCTIONS
+        or empty not in EMPTY
+    ):
+        return None
+    backend = _backends.current()
+    ignored = backend.count_ignored(target, logits.shape[-1], ignore) if hasattr(backend, "count_ignored") else -1
+    if ignored < 0:
+        return None
+    count = target.size - ignored
+    upstream = 1.0
+    if reduction == "mean":
+        upstream = 1.0 / count if count else (0.0 if empty == "zero" else np.nan)
+    params = (scale, EMPTY[empty], 1.0, 0.0, 0.0, float(ignore))
+    if gradient:
+        done = backend.quick(
+            "cross_entropy_index_grad", (logits, target, 1.0, 1.0, upstream), (None, grad_out), params
+        )
+    else:
+        done = backend.quick("cross_entropy_index", (logits, target, 1.0, 1.0), (None,), params)
+    if done is None:
+        return None
+    losses = done[0]
+    value: Any
+    if reduction == "none":
+        value = losses if losses.ndim else losses[()]
+    elif reduction == "sum":
+        value = _plan.total(losses.reshape(-1))
+    elif count:
+        value = losses.dtype.type(float(_plan.total(losses.reshape(-1))) / count)
+    else:
+        value = losses.dtype.type(0.0 if empty == "zero" else np.nan)
+    return value, done[1] if gradient else None
 
 
 def cross_entropy(
@@ -279,6 +334,12 @@ def cross_entropy(
     >>> float(fs.cross_entropy([[2.0, 0.0], [0.0, 1.0]], [0, 1]))
     0.22009484928059764
     """
+    done = _quick(
+        logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, scale, softcap, z_loss,
+        where, empty, None, None, False,
+    )  # fmt: skip
+    if done is not None:
+        return done[0]
     return _Loss(
         logits, target, axis, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,
@@ -348,6 +409,12 @@ def cross_entropy_value_and_grad(
     >>> grad
     array([[-0.5,  0.5]])
     """
+    done = _quick(
+        logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, scale, softcap, z_loss,
+        where, empty, grad_output, grad_out, True,
+    )  # fmt: skip
+    if done is not None:
+        return ValueAndGrad(*done)
     value, grad = _Loss(
         logits, target, axis, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,

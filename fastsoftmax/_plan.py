@@ -29,6 +29,9 @@ TILE_BYTES = 1 << 18
 
 EMPTY = {"nan": 0.0, "zero": 1.0}
 
+# Scales that the kernels take: within, no constant of their argument reduction leaves the range of float32.
+SCALES = (2.0**-64, 2.0**64)
+
 
 # --- arguments --------------------------------------------------------------------------------------------------
 
@@ -291,8 +294,10 @@ def execute(
     """
     staging = None
     scale = params.get("scale", 1.0)
-    if op.ins[0][0] == "x" and "scale" in op.params and (where is not None or softcap is not None or scale <= 0):
-        # The kernels reduce scale * x exactly for scale > 0; a sign moves into the logits, exactly, and so does 0.
+    direct = SCALES[0] <= scale <= SCALES[1]
+    if op.ins[0][0] == "x" and "scale" in op.params and (where is not None or softcap is not None or not direct):
+        # The kernels reduce scale * x exactly for any usual scale.  A sign moves into the logits, exactly; an extreme
+        # scale, or 0, is multiplied into them.
         poison = where is not None and "empty" in op.params and params["empty"] == EMPTY["nan"]
         if where is not None and "empty" in op.params:
             params = {**params, "empty": EMPTY["zero"]}
@@ -300,8 +305,9 @@ def execute(
             staging = Staging(where, softcap, scale, poison)
             params = {**params, "scale": 1.0}
         else:
-            staging = Staging(where, None, 1.0 if scale > 0 else (-1.0 if scale else 0.0), poison)
-            params = {**params, "scale": abs(scale) or 1.0}
+            usual = SCALES[0] <= abs(scale) <= SCALES[1]
+            staging = Staging(where, None, math.copysign(1.0, scale) if usual else scale, poison)
+            params = {**params, "scale": abs(scale) if usual else 1.0}
         if smoothing:
             # Even over the included classes, whose number differs from row to row: the tile of targets takes it.
             staging.smoothing, staging.ignore = smoothing, ignore
@@ -462,7 +468,8 @@ def _execute_staged(
         for (name, _), tile, a in zip(op.outs, results, targets):
             if name == "dx":
                 if slope is not None:
-                    tile *= slope
+                    # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
+                    np.multiply(tile, slope, out=tile, where=tile != 0)
                 if included is not None:
                     np.putmask(tile, ~included, 0)
             part = a[index]
@@ -525,6 +532,9 @@ def _smoothed(target: Array, included: Array, x: Array, staging: Staging) -> Arr
 
 def total(values: Array) -> Any:
     """Return the sum of a vector, in an order that does not depend on the number of threads."""
+    done = _backends.current().quick("total", (values,), (None,), ())
+    if done is not None:
+        return done[0][()]
     out = np.empty((), values.dtype)
     execute(OPS["total"], Frame(values.shape, -1), [values], [out], {}, values.dtype)
     return out[()]
