@@ -11,6 +11,8 @@ import numpy as np
 
 cnp.import_array()
 
+np_float32, np_float64 = np.float32, np.float64
+
 cdef extern from "fs.h":
     enum: FS_MAX_OPERANDS, FS_MAX_PARAMS
     ctypedef void fs_kernel_fn(const void *) nogil
@@ -73,18 +75,6 @@ cdef bint overlaps(cnp.ndarray a, cnp.ndarray b):
     if p == q and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b):
         return False
     return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
-
-
-def count_ignored(cnp.ndarray labels, ptrdiff_t classes, int64_t ignore):
-    """Return how many of a C-contiguous int64 array of class indices are `ignore`, or -1 if one is out of bounds."""
-    cdef const int64_t *y = <const int64_t *>cnp.PyArray_DATA(labels)
-    cdef ptrdiff_t i, n = cnp.PyArray_SIZE(labels), ignored = 0
-    cdef int bad = 0
-    with nogil:
-        for i in range(n):
-            ignored += y[i] == ignore
-            bad |= (<unsigned long long>y[i] >= <unsigned long long>classes) & (y[i] != ignore)
-    return -1 if bad else ignored
 
 
 @cython.final
@@ -234,3 +224,54 @@ cdef class Kernel:
             status = fs_run(&call, threads)
         if status != 0:
             raise MemoryError("no memory for the tiles in which strided operands are computed")
+
+
+cdef ptrdiff_t count_ignored(cnp.ndarray labels, ptrdiff_t classes, int64_t ignore) noexcept:
+    """Return how many class indices are `ignore`, or -1 if one is out of bounds."""
+    cdef const int64_t *y = <const int64_t *>cnp.PyArray_DATA(labels)
+    cdef ptrdiff_t i, n = cnp.PyArray_SIZE(labels), ignored = 0
+    cdef int bad = 0
+    with nogil:
+        for i in range(n):
+            ignored += y[i] == ignore
+            bad |= (<unsigned long long>y[i] >= <unsigned long long>classes) & (y[i] != ignore)
+    return -1 if bad else ignored
+
+
+def quick_loss(Kernel kernel, Kernel total, logits, target, grad_out, str reduction, double scale, double empty,
+               int64_t ignore, bint gradient, int threads):
+    """The straight case of a plain loss against class indices, reduced: a pair (value, gradient), or None.
+
+    ``kernel`` has the operands logits, labels, class weights, row weights, with ``gradient`` upstream gradients, and the
+    outputs loss and gradient; ``total`` sums a row.  Classes are the last axis.
+    """
+    cdef cnp.ndarray x, y
+    cdef double upstream = 1, value
+    cdef ptrdiff_t ignored, count
+    if type(logits) is not np.ndarray or type(target) is not np.ndarray:
+        return None
+    x, y = logits, target
+    if (cnp.PyArray_NDIM(x) < 1 or cnp.PyArray_SIZE(x) == 0 or cnp.PyArray_TYPE(y) != cnp.NPY_INT64
+            or not cnp.PyArray_ISCARRAY_RO(y)):
+        return None
+    ignored = count_ignored(y, cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1), ignore)
+    count = cnp.PyArray_SIZE(y) - ignored
+    if ignored < 0 or count == 0:
+        return None
+    if reduction == "mean":
+        upstream = 1.0 / count
+    params = (scale, empty, 1.0, 0.0, 0.0, <double>ignore)
+    if gradient:
+        done = kernel.quick((x, y, 1.0, 1.0, upstream), (None, grad_out), params, threads)
+    else:
+        done = kernel.quick((x, y, 1.0, 1.0), (None,), params, threads)
+    if done is None:
+        return None
+    losses = done[0]
+    grad = done[1] if gradient else None
+    if reduction == "none":
+        return (losses if losses.ndim else losses[()]), grad
+    value = total.quick((losses.reshape(-1),), (None,), (), threads)[0]
+    if reduction == "mean":
+        value /= count
+    return (np_float32(value) if kernel.itemsize == 4 else np_float64(value)), grad

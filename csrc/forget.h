@@ -8,6 +8,7 @@
 #undef ALIVE
 #undef ASIDE
 #undef AT
+#undef BOOST
 #undef CENTRE
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
@@ -45,3 +46,4 @@
 #undef VEC
 #undef W
 #undef WEIGHTED
+#undef wide

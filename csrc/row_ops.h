@@ -184,7 +184,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int NV)
         for (ptrdiff_t r = 0; r < g; r++) {
             PASS p = FORWARD_PASS(X, ROW(Y, i + r), r);
             p.hi = (REAL)G.log[r];
-            p.lo = (REAL)(G.log[r] - p.hi);
+            p.lo = (REAL)((G.log_hi[r] - p.hi) + G.log_lo[r]);
             p.u = (REAL)k.scale;
             p.v = (REAL)(k.scale - p.u);
             p.flag = k.scale == 1;
@@ -195,9 +195,6 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int NV)
         }
     }
 }
-
-/* scale m + log of row r. */
-FS_INLINE double NAME(lse)(const GROUP *G, double scale, ptrdiff_t r) { return fma((double)G->m[r], scale, G->log[r]); }
 
 FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int NV)
 {
@@ -218,7 +215,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int NV)
 #define TERMS(y, r) (NV ? aside + (r) * (NV * W) : keep ? (y) : NULL)
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < g; r++) {
-            double s = NAME(lse)(&G, k.scale, r);
+            double s = NAME(plus_log)(&G, G.m[r], k.scale, r);
             if (__builtin_expect(G.special >> r & 1, 0))
                 s = G.kind[r] == IS_NAN ? NAN : G.m[r];
             ONE(S, i + r) = (REAL)s;
@@ -275,13 +272,16 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int NV)
             PASS p = {.t = t, .k = &k, .c = t->c, .x = x, .other = b, .base = G.base[0], .floor = G.floor[0], .top = G.top[0]};
             SUM first, second;
             NAME(weighted_sums_row)(&p, &first, &second, NV);
-            double hi, lo, lane[d_W];
+            double hi, lo;
             NAME(sum_one)(first, &hi, &lo);
             sum = hi + lo;
             double u = fabs(sum) / G.top_term[0];
             u -= u * (G.top_lo[0] / G.top_term[0]);
-            d_store(lane, d_log(d_set1(u), d_set1(0), 1));
-            s = sum == 0 ? -INFINITY : u < 0x1p-1000 ? log(u) + k.scale * m : fma((double)m, k.scale, lane[0]);
+            vd low, high = d_log(d_set1(u), d_set1(0), 1, &low);
+            d_store(G.log, d_add(high, low));
+            d_store(G.log_hi, high);
+            d_store(G.log_lo, low);
+            s = sum == 0 ? -INFINITY : u < 0x1p-1000 ? log(u) + k.scale * m : NAME(plus_log)(&G, m, k.scale, 0);
         }
         ONE(S, i) = (REAL)s;
         ONE(SIGN, i) = sum > 0 ? 1 : sum < 0 ? -1 : sum == 0 ? 0 : (REAL)NAN;
@@ -310,7 +310,7 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
             q = NAME(prob)(p->k, q);                                                                                  \
         VEC h = V(select)(V(eq)(q, zero), zero, V(sub)(load_t, ref));                                                 \
         NAME(acc_any)(&a, q);                                                                                         \
-        NAME(acc_any)(&b, V(mul)(q, h));                                                                              \
+        NAME(acc_product)(&b, q, h);                                                                                  \
     } while (0)
     EACH_VECTOR(NV, c, CENTRE(V(load)(x + j), V(load)(t + j)),
                 CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
@@ -388,12 +388,19 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int NV, const int logs
         NAME(sum_rows)(total, G.s, G.s_lo);
         NAME(sum_rows)(dot, dot_hi, dot_lo);
         for (ptrdiff_t r = 0; r < g; r++) {
-            /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter. */
-            double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r] + G.s_lo[r], product = dot_hi[r] + dot_lo[r];
-            double centre = fabs(lack) <= UNIT_SUM_BAND ? product / sum : product - ref[r] * lack;
+            /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
+             * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
+            double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], centre, low;
+            if (fabs(lack) <= UNIT_SUM_BAND) {
+                centre = dot_hi[r] / sum;
+                low = (fma(-centre, sum, dot_hi[r]) - centre * G.s_lo[r] + dot_lo[r]) / sum;
+            } else {
+                centre = dot_hi[r] - ref[r] * lack;
+                low = dot_lo[r];
+            }
             PASS pass = {.t = t, .k = &k, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .y = ROW(Y, i + r),
                          .u = ref[r], .hi = (REAL)centre, .v = (REAL)scale, .flag = logs};
-            pass.lo = (REAL)(centre - pass.hi);
+            pass.lo = fabs(centre) < INFINITY ? (REAL)(centre - pass.hi + low) : 0;
             NAME(emit_centred_row)(&pass, NV);
         }
     }
@@ -518,19 +525,19 @@ FS_INLINE void NAME(softmax_jacobian_rows)(const fs_tile *t, const int NV)
         const REAL *p = ROW(P, i);
         REAL *out = ROW(J, i);
         ptrdiff_t top = 0;
-        double hi = 0, others = 0;
+        long double hi = 0, others = 0;
         for (ptrdiff_t j = 0; j < t->c; j++) {
             top = p[j] > p[top] ? j : top;
             hi += p[j];
         }
         for (ptrdiff_t j = 0; j < t->c; j++)
             others += j == top ? 0 : p[j];
-        int unit = fabs(hi - 1) <= UNIT_SUM_BAND;
+        int unit = fabsl(hi - 1) <= UNIT_SUM_BAND;
         for (ptrdiff_t j = 0; j < t->c; j++) {
             PASS pass = {.t = t, .c = t->c, .x = p, .y = out + j * t->c, .u = -p[j] * s};
             NAME(emit_times)(&pass, 0, t->c, NV);
-            double rest = !unit ? 1 - (double)p[j] : j == top ? others : hi - p[j];
-            out[j * t->c + j] = (REAL)(p[j] * rest * s);
+            long double rest = !unit ? 1 - (long double)p[j] : j == top ? others : hi - p[j];
+            out[j * t->c + j] = (REAL)(p[j] * rest * t->params[0]);
         }
     }
 }
@@ -626,12 +633,12 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
         GROUP_TERMS(X, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL at[W], term[W], hi[W], lo[W];
-        double wy[W], v[W], up[W], weights[W], spreads[W], factor[W], target[W];
+        double wy[W], v[W], up[W], weights[W], weights_lo[W], spreads[W], factor[W], target[W];
         unsigned ignored = 0;
         for (ptrdiff_t r = 0; r < W; r++) {
             at[r] = G.m[r];
             wy[r] = v[r] = up[r] = 1;
-            weights[r] = spreads[r] = 0;
+            weights[r] = weights_lo[r] = spreads[r] = 0;
         }
         for (ptrdiff_t r = 0; r < g; r++) {
             int64_t y = LABEL(LABELS, i + r);
@@ -657,28 +664,31 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
                     b[r] = b[0];
                 }
             }
-            NAME(sum_rows)(a, weights, low);
+            NAME(sum_rows)(a, weights, weights_lo);
             NAME(sum_rows)(b, spreads, low);
         }
         if (gradient)
             V(store)(term, NAME(exp_term)(&k, V(load)(at), V(load)(G.base), V(load)(G.floor), V(load)(G.top)));
         double loss[W];
         for (int r = 0; r < W; r++) {
-            double q = one_hot * wy[r], lse = fma((double)G.m[r], scale, G.log[r]);
-            double nll = fma((double)G.m[r] - (double)at[r], scale, G.log[r]);
-            double value = (q == 0 ? 0 * G.log[r] : q * nll);
+            double q = one_hot * wy[r], nll = NAME(plus_log)(&G, (double)G.m[r] - (double)at[r], scale, r);
+            double others = spread * ((weights[r] - wy[r]) + weights_lo[r]), lse = 0;
+            wide value = q == 0 ? 0 * G.log[r] : (wide)q * nll;
             if (spread != 0)
-                value += spread * (scale * spreads[r] + weights[r] * G.log[r]);
-            if (zloss != 0)
-                value += zloss * lse * lse;
-            loss[r] = v[r] * value;
+                value += spread * ((wide)scale * spreads[r] + (wide)weights[r] * G.log[r]);
+            if (zloss != 0) {
+                lse = NAME(plus_log)(&G, G.m[r], scale, r);
+                value += (wide)zloss * lse * lse;
+            }
+            loss[r] = (double)(v[r] * value);
             if (gradient) {
                 /* At the target, (sum of the other q) p - q (1 - p), with 1 - p from the sum over the other classes. */
-                double sum = G.s[r] + G.s_lo[r], all = q + spread * weights[r] + 2 * zloss * lse, f = v[r] * up[r] * scale;
-                double qy = q + spread * wy[r];
-                double p = term[r] / sum, not_p = at[r] == G.m[r] ? G.rest[r] / (1 + G.rest[r]) : ((G.s[r] - term[r]) + G.s_lo[r]) / sum;
-                target[r] = f * ((all - qy) * p - qy * not_p);
-                factor[r] = f * all;
+                double sum = G.s[r] + G.s_lo[r], f = v[r] * up[r] * scale, qy = q + spread * wy[r];
+                double p = term[r] / sum;
+                double not_p = at[r] == G.m[r] ? G.rest[r] / (1 + G.rest[r]) : ((G.s[r] - term[r]) + G.s_lo[r]) / sum;
+                others += 2 * zloss * lse;
+                target[r] = f * (others * p - qy * not_p);
+                factor[r] = f * (others + qy);
             }
         }
         for (ptrdiff_t r = 0; r < g; r++) {
@@ -798,8 +808,8 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int NV, const int gradie
         if (gradient)
             NAME(group_inverse)(&G, NULL, hi, lo);
         for (ptrdiff_t r = 0; r < g; r++) {
-            double lse = NAME(lse)(&G, scale, r), v = ONE(V_, i + r);
-            double value = sum_q[r] * G.log[r] + scale * dot[r] + (zloss != 0 ? zloss * lse * lse : 0);
+            double lse = NAME(plus_log)(&G, G.m[r], scale, r), v = ONE(V_, i + r);
+            wide value = (wide)sum_q[r] * G.log[r] + (wide)scale * dot[r] + (zloss != 0 ? (wide)zloss * lse * lse : 0);
             int special = G.special >> r & 1;
             if (__builtin_expect(special, 0)) {
                 int any = zloss != 0;

@@ -25,14 +25,20 @@
 #define MASK md
 #endif
 
+/* For the handful of sums and products that make a row's loss. */
+#define wide NAME(wide)
+
 #if FS_FLOAT
+typedef double wide;
 typedef vf VEC;
 typedef vd SUM;
 #define HALVES 2
 #define DOMINATED 0x1p-24 /* below this part of the sum, the sum minus the maximum is rounding error */
 #define FAR 216.0         /* |max| from which x - max is exact for all x that matter (>= 2 * 105) */
 #define DROP 105.0        /* exp(-DROP) rounds to 0: below 2^-150 */
+#define BOOST 24          /* terms are kept multiplied by 2^BOOST: only the result may be subnormal, and is rounded once */
 #else
+typedef long double wide;
 typedef vd VEC;
 typedef struct {
     vd hi, lo;
@@ -41,6 +47,7 @@ typedef struct {
 #define DOMINATED 0x1p-40
 #define FAR 1500.0
 #define DROP 746.5
+#define BOOST 53
 #endif
 
 /* Elements of a row that stay in cache from the first pass to the last; beyond it exp is computed again rather than
@@ -141,8 +148,8 @@ typedef struct {
 } NAME(acc);
 #define ACC NAME(acc)
 
-/* A running sum of doubles starts at ONSET, above every term of an exp-sum, so that Fast2Sum is error-free. */
-#define ONSET 1024.0
+/* A running sum of doubles starts at ONSET, far above every term (2^BOOST sqrt(2) at most) of an exp-sum, so that Fast2Sum is error-free. */
+#define ONSET (FS_FLOAT ? 0 : 0x1p63)
 
 FS_INLINE ACC NAME(acc_zero)(void) { return (ACC){d_set1(0), d_set1(0)}; }
 
@@ -155,7 +162,7 @@ FS_INLINE ACC NAME(acc_onset)(void)
 #endif
 }
 
-/* Add a term in [0, 2) of an exp-sum. */
+/* Add a term of an exp-sum: not negative, below ONSET. */
 FS_INLINE void NAME(acc_term)(ACC *s, VEC e)
 {
 #if FS_FLOAT
@@ -186,14 +193,20 @@ FS_INLINE void NAME(acc_any)(ACC *s, VEC x)
 #endif
 }
 
-/* Add products; those of floats are exact in double. */
+/* Add products, exactly. */
 FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
 {
 #if FS_FLOAT
     s->a = d_add(s->a, d_mul(f_widen_lo(x), f_widen_lo(y)));
     s->b = d_add(s->b, d_mul(f_widen_hi(x), f_widen_hi(y)));
 #else
-    NAME(two_sum)(&s->a, &s->b, d_mul(x, y));
+    vd p = d_mul(x, y);
+    NAME(two_sum)(&s->a, &s->b, p);
+#if FS_FUSED
+    s->b = d_add(s->b, d_fma(x, y, d_sub(d_set1(0), p)));
+#else
+    s->b = d_add(s->b, d_product_error(x, y, p));
+#endif
 #endif
 }
 
@@ -266,8 +279,10 @@ FS_INLINE void NAME(sum_rows)(const SUM *rows, double *hi, double *lo)
     } while (0)
     d_TREE(STEP, SUM, rows, s);
 #undef STEP
-    vd low = d_set1(0);
-    NAME(two_sum)(&s.hi, &low, s.lo);
+    /* Of an infinite sum the low part is inf - inf. */
+    vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.hi), d_set1(INFINITY)), s.lo, low);
+    NAME(two_sum)(&s.hi, &low, finite);
+    low = d_select(d_lt(d_abs(s.hi), d_set1(INFINITY)), low, d_set1(0));
     d_store(hi, s.hi);
     d_store(lo, low);
 #endif
@@ -399,7 +414,7 @@ FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL
                     V(store)(save + j, e); /* few classes are saved in whole vectors, aside */
                 NAME(acc_term)(&s0, e);
             });
-        return NAME(acc_done)(s0, FS_FLOAT ? 0 : ONSET);
+        return NAME(acc_done)(s0, ONSET);
     }
     ACC s1 = NAME(acc_onset)();
     SUM kept = NAME(sum_of)(0, 0);
@@ -442,7 +457,7 @@ FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL
         });
     NAME(acc_settle)(&s0, &s1, &kept);
     NAME(acc_merge)(&s0, s1);
-    SUM s = NAME(acc_done)(s0, FS_FLOAT ? 0 : 2 * ONSET);
+    SUM s = NAME(acc_done)(s0, 2 * ONSET);
 #if !FS_FLOAT
     NAME(two_sum)(&s.hi, &s.lo, kept.hi);
     s.lo = d_add(s.lo, kept.lo);
@@ -469,6 +484,8 @@ static SUM NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
         lo += ((hi - (u - back)) + (s[0] - back)) + s[1];
         hi = u;
     }
+    if (!(fabs(hi) < INFINITY))
+        lo = 0;
     return NAME(sum_of)(FS_FLOAT ? hi + lo : hi, lo);
 }
 
@@ -508,7 +525,7 @@ typedef struct {
     double others[W];            /* sum of the other terms */
     double s[W], s_lo[W];        /* sum of all terms */
     double rest[W], rest_lo[W];  /* others / top_term, in two parts */
-    double log[W];               /* log1p(rest): logsumexp - scale m */
+    double log[W], log_hi[W], log_lo[W]; /* log1p(rest) = logsumexp - scale m, whole and in two parts */
     unsigned special;            /* bit r: the maximum is not finite */
     unsigned char kind[W];       /* of a special row */
 } GROUP;
@@ -594,20 +611,24 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
     VEC w = NAME(exp_minus1)(k, d, &n), e = V(add)(w, V(set1)(1));
     V(store)(G->base, base);
     V(store)(G->floor, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
-    V(store)(G->top, n);
+    V(store)(G->top, V(sub)(n, V(set1)(BOOST)));
+    const VEC boost = V(set1)(BOOST);
+    e = V(scale2)(e, boost);
     /* The maximum's term weighs most: where it dominates, its rounding would be the whole row's. */
 #if FS_FLOAT
     for (int h = 0; h < HALVES; h++) {
         vd q = h ? f_widen_hi(n) : f_widen_lo(n), z = d_mul(h ? f_widen_hi(d) : f_widen_lo(d), d_set1(k->scale));
         vd r = d_sub(d_sub(z, d_mul(q, d_set1(LN2_HI_F64_NOFMA))), d_mul(q, d_set1(LN2_LO_F64_NOFMA)));
         d_store(G->em + h * d_W, h ? f_widen_hi(e) : f_widen_lo(e));
-        d_store(G->top_term + h * d_W, d_add(d_set1(1), d_fma(d_mul(r, r), d_exp_quotient(r, d_mul(r, r)), r)));
+        vd exact = d_add(d_set1(1), d_fma(d_mul(r, r), d_exp_quotient(r, d_mul(r, r)), r));
+        d_store(G->top_term + h * d_W, d_mul(exact, d_set1((double)(1 << BOOST))));
         d_store(G->top_lo + h * d_W, d_set1(0));
     }
 #else
     d_store(G->em, e);
     d_store(G->top_term, e);
-    d_store(G->top_lo, d_add(d_sub(d_set1(1), e), w));
+    vd unit = V(add)(w, V(set1)(1));
+    d_store(G->top_lo, d_scale2(d_add(d_sub(d_set1(1), unit), w), boost));
 #endif
 }
 
@@ -690,8 +711,22 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
             }
         }
     }
-    for (int h = 0; h < HALVES; h++)
-        d_store(G->log + h * d_W, d_log(d_load(G->rest + h * d_W), d_load(G->rest_lo + h * d_W), 0));
+    for (int h = 0; h < HALVES; h++) {
+        int o = h * d_W;
+        vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), 0, &low);
+        d_store(G->log + o, d_add(high, low));
+        d_store(G->log_hi + o, high);
+        d_store(G->log_lo + o, low);
+    }
+}
+
+/* scale a + log of row r, rounded nearly once: the parts of the log are added one by one, since they can cancel scale a. */
+FS_INLINE double NAME(plus_log)(const GROUP *G, double a, double scale, ptrdiff_t r)
+{
+    double p = a * scale, lost = fma(a, scale, -p);
+    double t = p + G->log_hi[r], back = t - p, rest = (p - (t - back)) + (G->log_hi[r] - back);
+    double sum = t + (rest + (lost + G->log_lo[r]));
+    return fabs(p) < INFINITY ? sum : p + G->log[r];
 }
 
 /* factor / sum of each row, in two parts. */

@@ -23,8 +23,9 @@ FS_INLINE vd d_exp_quotient(vd r, vd r2)
     return d_fma(r4, d_fma(r4, e, d_fma(r2, d, c)), d_fma(r2, b, a));
 }
 
-/* log(1 + t + t_lo) for t >= 0, or log(t) for normal t > 0 (plain), within an ULP; t_lo is below an ULP of t. */
-FS_INLINE vd d_log(vd t, vd t_lo, const int plain)
+/* log(1 + t + t_lo) for t >= 0, or log(t) for normal t > 0 (plain), as the returned part, which is a multiple of ln 2 and
+ * exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t. */
+FS_INLINE vd d_log(vd t, vd t_lo, const int plain, vd *low)
 {
     /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
     const vd one = d_set1(1);
@@ -40,5 +41,6 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int plain)
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
     vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
-    return d_add(d_mul(n, d_set1(LN2_HI_F64_NOFMA)), d_sub(f, d_sub(half, small)));
+    *low = d_sub(f, d_sub(half, small));
+    return d_mul(n, d_set1(LN2_HI_F64_NOFMA));
 }

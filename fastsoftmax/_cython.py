@@ -81,6 +81,15 @@ _by_number: dict[tuple[str, int], Any] = {}
 _FLOAT_NUMBERS = {np.dtype(np.float32).num: np.dtype(np.float32), np.dtype(np.float64).num: np.dtype(np.float64)}
 
 
+def _found(op: str, number: int) -> Any:
+    """Enter the kernel of an operation in the table by type numbers; None for other types."""
+    dtype = _FLOAT_NUMBERS.get(number)
+    if dtype is None:
+        return None
+    _by_number[op, number] = kernel(op, dtype)
+    return _by_number[op, number]
+
+
 def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
     """Compute the straight case without the plan, or return None: see ``Kernel.quick``.
 
@@ -89,20 +98,29 @@ def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[fl
     x = ins[0]
     if type(x) is not np.ndarray:
         return None
-    key = (op, x.dtype.num)
-    found = _by_number.get(key)
+    found = _by_number.get((op, x.dtype.num)) or _found(op, x.dtype.num)
     if found is None:
-        dtype = _FLOAT_NUMBERS.get(key[1])
-        if dtype is None:
-            return None
-        found = _by_number[key] = kernel(op, dtype)
+        return None
     threads = 1 if x.size < SERIAL else _threads.get_num_threads()
     return found.quick(ins, outs, params, threads)  # type: ignore[no-any-return]
 
 
-def count_ignored(labels: Any, classes: int, ignore: int) -> int:
-    """Return how many labels of a C-contiguous int64 array are ``ignore``, or -1 if one is out of bounds."""
-    return _native.count_ignored(labels, classes, ignore)  # type: ignore[no-any-return]
+def quick_loss(
+    logits: Any, target: Any, grad_out: Any, reduction: str, scale: float, empty: float, ignore: int, gradient: bool
+) -> tuple[Any, Any] | None:
+    """Compute the straight case of a plain loss against class indices, or return None: see ``_native.quick_loss``."""
+    if type(logits) is not np.ndarray:
+        return None
+    op = "cross_entropy_index_grad" if gradient else "cross_entropy_index"
+    number = logits.dtype.num
+    found = _by_number.get((op, number)) or _found(op, number)
+    if found is None:
+        return None
+    threads = 1 if logits.size < SERIAL else _threads.get_num_threads()
+    return _native.quick_loss(  # type: ignore[no-any-return]
+        found, _by_number.get(("total", number)) or _found("total", number), logits, target, grad_out, reduction, scale,
+        empty, ignore, gradient, threads,
+    )  # fmt: skip
 
 
 def facts() -> dict[str, Any]:

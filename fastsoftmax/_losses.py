@@ -217,11 +217,6 @@ def _quick(
         or not smoothing == z_loss == 0.0
         or not _plan.SCALES[0] <= scale <= _plan.SCALES[1]
         or axis != -1
-        or not (type(target) is type(logits) is np.ndarray)
-        or target.dtype != np.int64
-        or not target.flags.c_contiguous
-        or logits.ndim < 1
-        or logits.shape[:-1] != target.shape
         or type(ignore) is not int
         or not -(2**53) < ignore < 2**53
         or not (type(reduction) is type(empty) is str)
@@ -229,34 +224,10 @@ def _quick(
         or empty not in EMPTY
     ):
         return None
-    backend = _backends.current()
-    ignored = backend.count_ignored(target, logits.shape[-1], ignore) if hasattr(backend, "count_ignored") else -1
-    if ignored < 0:
+    quick_loss = getattr(_backends.current(), "quick_loss", None)
+    if quick_loss is None:
         return None
-    count = target.size - ignored
-    upstream = 1.0
-    if reduction == "mean":
-        upstream = 1.0 / count if count else (0.0 if empty == "zero" else np.nan)
-    params = (scale, EMPTY[empty], 1.0, 0.0, 0.0, float(ignore))
-    if gradient:
-        done = backend.quick(
-            "cross_entropy_index_grad", (logits, target, 1.0, 1.0, upstream), (None, grad_out), params
-        )
-    else:
-        done = backend.quick("cross_entropy_index", (logits, target, 1.0, 1.0), (None,), params)
-    if done is None:
-        return None
-    losses = done[0]
-    value: Any
-    if reduction == "none":
-        value = losses if losses.ndim else losses[()]
-    elif reduction == "sum":
-        value = _plan.total(losses.reshape(-1))
-    elif count:
-        value = losses.dtype.type(float(_plan.total(losses.reshape(-1))) / count)
-    else:
-        value = losses.dtype.type(0.0 if empty == "zero" else np.nan)
-    return value, done[1] if gradient else None
+    return quick_loss(logits, target, grad_out, reduction, scale, EMPTY[empty], ignore, gradient)  # type: ignore[no-any-return]
 
 
 def cross_entropy(

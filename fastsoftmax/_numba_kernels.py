@@ -46,7 +46,7 @@ ALONG: tuple[int, ...] = ()
 ACROSS: tuple[int, ...] = (0,)
 
 VECTOR_BYTES = 64  # one AVX-512 register; LLVM splits it where registers are shorter
-MAX_FEW = 64  # classes that the tile of the layout ACROSS has room for
+MAX_FEW = 256  # classes that the tile of the layout ACROSS has room for
 
 # --- constants, derived and checked by tools/fit_polynomials.py ---------------------------------------------------
 
@@ -994,9 +994,13 @@ def nothing(p):
 @helper
 def offset_bits(p):
     """Return OFFSET."""
-    if is_single(p):
-        return 64.0
-    return 512.0
+    return 64.0 if is_single(p) else 512.0
+
+
+@helper
+def unscale(p):
+    """Return ``2**-OFFSET``."""
+    return 2.0**-64 if is_single(p) else 2.0**-512
 
 
 @helper
@@ -1142,10 +1146,10 @@ def row_exp_sum(p, n, constants, frame, to, keep, way):
     """Return the sum of a row's terms in two parts; if ``keep``, store the terms.
 
     What the last rounding of each term lost is summed up, too: it would be the largest error of a logarithm.  float64
-    terms are at most 1.5 * 2**OFFSET, so that a sum that starts at 1024 times that is larger than any, and the error
-    of an addition takes three operations instead of six.
+    terms are less than 2 * 2**OFFSET: a sum that starts there is larger than any, and the error of an addition takes
+    three operations instead of six.
     """
-    start = 0.0 if is_single(p) else 2.0**522
+    start = 0.0 if is_single(p) else 2.0**513
     hi = nothing(p) + start
     lo = nothing(p)
     lost = spread(p, 0.0)
@@ -1214,8 +1218,9 @@ def row_sums(p, a, n, constants, frame, m, to, keep, way):
     top, top_lo, top_more = exp_top(p, m, constants, frame, way)
     rest, error = two_sum(total, -1.0 * top)
     rest, rest_lo = two_sum(rest, error + (total_lo - top_lo))
-    # The difference is exact enough unless next to nothing is left; then no other term equals the largest.
-    alone = rest <= total * (2.0**-24 if is_single(p) else 2.0**-40)
+    # The difference is exact enough unless little is left, as measured by the roundings of as many additions; then no
+    # other term equals the largest.
+    alone = rest <= total * ((n + 64) * (2.0**-32 if is_single(p) else 2.0**-44))
     if any_of(alone):
         again, again_lo = rest_of_row(a, n, constants, frame, top, to, keep, way)
         rest = select(alone, again, rest)
@@ -1256,6 +1261,7 @@ def softmax(x, y, c, first, last, scale, empty, way):
     step = rows_at_once(px, way)
     n = c * step
     constants = exp_constants(px, scale)
+    unit = unscale(px)
     for r in range(first, last, step):
         a = open_row(px, r, last - r, c, tile, way)
         b = out_row(py, r, c, tile, way)
@@ -1266,13 +1272,14 @@ def softmax(x, y, c, first, last, scale, empty, way):
             frame = row_frame(px, m, scale)
             total, total_lo = row_exp_sum(a, n, constants, frame, b, True, way)
             total_lo = total_lo + exp_top(px, m, constants, frame, way)[2]
-            inverse, inverse_lo = quotient(1.0, 0.0, total, total_lo)
+            inverse, inverse_lo = quotient(1.0 / unit, 0.0, total, total_lo)
             f, f_lo = two_parts(px, inverse, inverse_lo)
             special = spread(px, bad)
             for k in range(0, n, lanes(px)):
                 e = load(b, k, n - k, 0.0)
                 # The rounding of e can lift a result next to 1 above it, where a unit in the last place is twice as large.
-                store(b, k, n - k, only(ok, smaller(1.0, fma(e, f, e * f_lo)), special, way))
+                y_one = smaller(1.0, fma(e, f, e * f_lo) * unit)
+                store(b, k, n - k, only(ok, y_one, special, way))
         else:
             fill_row(b, n, bad, way)
         close_row(py, r, last - r, c, tile, way)
@@ -1451,7 +1458,7 @@ def plain_frame(p):
 @helper
 def probabilities(p, v, constants, frame):
     """Return ``exp(v)`` in float64; infinite far above 0, where no log-probability lies."""
-    e = widen(exp_terms(v, constants, frame)) * (2.0 ** -64 if is_single(p) else 2.0 ** -512)
+    e = widen(exp_terms(v, constants, frame)) * unscale(p)
     return select(widen(v) > (40.0 if is_single(p) else 350.0), nothing(p) + math.inf, e)
 
 

@@ -1,0 +1,377 @@
+"""Deliberately wrong rooms: the numpy room with one thing broken.
+
+Each has been seen in somebody's softmax.  ``test_saboteurs.py`` demands that the suite's checks catch all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from fastsoftmax import _numpy, _ops
+from fastsoftmax._backends import Kernel
+from fastsoftmax._ops import OPS, Array
+
+NARROW = {np.dtype(np.float64): np.float32, np.dtype(np.longdouble): np.float64}
+
+
+def narrow(a: Array) -> Array:
+    """Round to the dtype of the kernel; definitions are evaluated one precision up."""
+    return a.astype(NARROW[a.dtype])
+
+
+@dataclass(frozen=True)
+class Saboteur:
+    """A backend whose kernels of some operations are wrong."""
+
+    name: str
+    ops: tuple[str, ...]
+    definition: Callable[..., Any] | None  # (honest definition, *operands, **params) -> results
+    vandalise: Callable[..., Any] | None  # (honest kernel, ins, outs, params, threads)
+    strided = True
+
+    def why_not(self) -> str | None:
+        return None
+
+    def quick(self, *operands: Any, **options: Any) -> None:
+        """Take no short cut: every call goes through the plan."""
+
+    def kernel(self, op: str, dtype: np.dtype[Any]) -> Kernel:
+        if op not in self.ops:
+            return _numpy.kernel(op, dtype)
+        if self.vandalise is not None:
+            vandalise, honest = self.vandalise, _numpy.kernel(op, dtype)
+            return lambda ins, outs, params, threads: vandalise(honest, ins, outs, params, threads)
+        broken, right = self.definition, OPS[op].definition
+        assert broken is not None
+        row = replace(OPS[op], definition=lambda *a, **k: broken(right, *a, **k))
+        with mock.patch.object(_numpy, "OPS", {**OPS, op: row}):
+            return _numpy.kernel(op, dtype)
+
+
+SABOTEURS: list[Saboteur] = []
+
+
+def breaks(ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a wrong definition of the named operations."""
+
+    def enter(f: Callable[..., Any]) -> Callable[..., Any]:
+        SABOTEURS.append(Saboteur(f.__name__, tuple(ops.split()), f, None))
+        return f
+
+    return enter
+
+
+def vandalises(ops: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a kernel that damages memory around an honest computation."""
+
+    def enter(f: Callable[..., Any]) -> Callable[..., Any]:
+        SABOTEURS.append(Saboteur(f.__name__, tuple(ops.split()), None, f))
+        return f
+
+    return enter
+
+
+# --- wrong maxima, sums, exponentials ------------------------------------------------
+
+
+@breaks("softmax")
+def maximum_of_the_whole_array(right, x, *, scale, empty):
+    e = np.exp(narrow(x * scale - (x * scale).max()))
+    return (e / e.sum(-1, keepdims=True),)
+
+
+@breaks("softmax logsumexp")
+def maximum_starts_at_minus_10000(right, x, *, scale, **rest):
+    m = np.maximum((x * scale).max(-1, keepdims=True), -1e4)
+    e = np.exp(narrow(x * scale - m))
+    if not rest:
+        return (m[:, 0] + np.log(e.sum(-1)),)
+    return (e / e.sum(-1, keepdims=True),)
+
+
+@breaks("softmax logsumexp")
+def no_maximum_at_all(right, x, *, scale, **rest):
+    e = np.exp(narrow(x * scale))
+    return (np.log(e.sum(-1)),) if not rest else (e / e.sum(-1, keepdims=True),)
+
+
+@breaks("softmax")
+def another_exp_in_the_tail(right, x, **params):
+    (y,) = right(x, **params)
+    tail = x.shape[1] // 8 * 8
+    rounded = y[:, tail:].astype(np.float32) * np.float32(1 + 2.0**-21)
+    return (np.concatenate([y[:, :tail], rounded], axis=1),)
+
+
+@breaks("softmax log_softmax logsumexp cross_entropy_index")
+def exp_to_seven_digits(right, x, *rest, **params):
+    return tuple(r * (1 + x.dtype.type(4) * np.finfo(NARROW[x.dtype]).eps) for r in right(x, *rest, **params))
+
+
+@breaks("softmax")
+def naive_sum_in_the_dtype(right, x, *, scale, empty):
+    e = narrow(np.exp(x * scale - (x * scale).max(-1, keepdims=True)))
+    return (e / np.cumsum(e, axis=-1)[:, -1:],)
+
+
+@breaks("total logsumexp_jvp")
+def naive_sum_in_half_the_digits(right, x, *rest, **params):
+    half = {np.dtype(np.float64): np.float16, np.dtype(np.longdouble): np.float32}[x.dtype]
+    return tuple(r.astype(half) for r in right(x, *rest, **params))
+
+
+@breaks("log_softmax")
+def log_of_the_sum_with_the_maximum(right, x, *, scale, empty):
+    z = x * scale
+    d = z - z.max(-1, keepdims=True)
+    return (d - np.log(narrow(np.exp(d).sum(-1, keepdims=True))),)
+
+
+@breaks("log_softmax")
+def x_minus_logsumexp(right, x, *, scale, empty):
+    return (narrow(x * scale) - narrow(OPS["logsumexp"].definition(x, scale=scale)[0])[:, None],)
+
+
+@breaks("logsumexp")
+def logsumexp_rounds_before_adding_the_maximum(right, x, *, scale):
+    m = (x * scale).max(-1)
+    return (narrow(m) + narrow(right(x - m[:, None] / scale, scale=scale)[0]),)
+
+
+@breaks("softmax softmax_jvp")
+def flush_to_zero(right, x, *rest, **params):
+    (y,) = right(x, *rest, **params)
+    return (np.where(np.abs(y) < np.finfo(NARROW[x.dtype]).tiny, 0, y),)
+
+
+@breaks("softmax log_softmax logsumexp cross_entropy_index_grad")
+def scale_ignored(right, *operands, scale, **rest):
+    return right(*operands, scale=1, **rest)
+
+
+@breaks("softmax_jvp log_softmax_vjp logsumexp_vjp softmax_jacobian log_softmax_jacobian")
+def scale_squared(right, *operands, scale):
+    return right(*operands, scale=scale**2)
+
+
+# --- wrong lanes and rows ------------------------------------------------
+
+
+@breaks("softmax log_softmax")
+def last_column_forgotten(right, x, **params):
+    (y,) = right(x[:, :-1] if x.shape[1] > 1 else x, **params)
+    return (np.pad(y, ((0, 0), (0, x.shape[1] - y.shape[1]))),)
+
+
+@breaks("logsumexp cross_entropy_index_grad")
+def remainder_of_sixteen_forgotten(right, x, *rest, **params):
+    tail = x.shape[1] // 16 * 16
+    z = x.copy()
+    z[:, tail if tail else x.shape[1] :] = -np.inf
+    return right(z, *rest, **params)
+
+
+@breaks("softmax logsumexp")
+def one_element_past_the_row_read(right, x, **params):
+    (y,) = right(np.append(x, np.roll(x[:, :1], -1, axis=0), axis=1), **params)
+    return (y[:, :-1] if y.ndim == 2 else y,)
+
+
+@vandalises("softmax log_softmax_vjp")
+def one_element_past_the_end_written(honest, ins, outs, params, threads):
+    honest(ins, outs, params, threads)
+    row = outs[0][0, -1]
+    np.lib.stride_tricks.as_strided(row, (row.size + 1,))[-1] = 0
+
+
+@vandalises("softmax cross_entropy_index")
+def last_row_forgotten(honest, ins, outs, params, threads):
+    kept = [o[0, -1].copy() for o in outs]
+    honest(ins, outs, params, threads)
+    for o, k in zip(outs, kept):
+        o[0, -1] = k
+
+
+@vandalises("softmax log_softmax_vjp cross_entropy_index_grad")
+def output_cleared_before_the_input_is_read(honest, ins, outs, params, threads):
+    for o in outs:
+        o[...] = 0
+    honest(ins, outs, params, threads)
+
+
+@vandalises("logsumexp softmax_jvp")
+def input_used_as_scratch(honest, ins, outs, params, threads):
+    honest(ins, outs, params, threads)
+    ins[0][...] -= ins[0].max(-1, keepdims=True)
+
+
+def _one_ulp_up(out: Array) -> None:
+    out[...] = np.nextafter(out, out.dtype.type(np.inf))
+
+
+@vandalises("softmax")
+def odd_rows_differ(honest, ins, outs, params, threads):
+    honest(ins, outs, params, threads)
+    _one_ulp_up(outs[0][:, 1::2])
+
+
+@vandalises("logsumexp")
+def threads_differ(honest, ins, outs, params, threads):
+    honest(ins, outs, params, threads)
+    if threads > 1:
+        _one_ulp_up(outs[0])
+
+
+@vandalises("softmax")
+def unaligned_rows_differ(honest, ins, outs, params, threads):
+    honest(ins, outs, params, threads)
+    if ins[0].ctypes.data % 16:
+        _one_ulp_up(outs[0])
+
+
+# --- wrong values at the edges ------------------------------------------------
+
+
+@breaks("softmax logsumexp cross_entropy_index")
+def nan_leaks_into_other_rows(right, x, *rest, **params):
+    return tuple(np.where(np.isnan(x).any(), np.nan, r) for r in right(x, *rest, **params))
+
+
+@breaks("softmax logsumexp")
+def nan_skipped(right, x, **params):
+    return right(np.where(np.isnan(x), -np.inf, x), **params)
+
+
+@breaks("softmax")
+def infinity_wins(right, x, **params):
+    hot = x == np.inf
+    (y,) = right(x, **params)
+    return (np.where(hot.any(-1, keepdims=True), hot, y),)
+
+
+@breaks("softmax log_softmax cross_entropy_index_grad")
+def empty_ignored(right, *operands, empty, **rest):
+    return right(*operands, empty=1 - empty, **rest)
+
+
+@breaks("softmax_jvp log_softmax_jvp logsumexp_jvp log_softmax_vjp")
+def zero_times_infinity(right, first, t, *, scale):
+    (y,) = right(first, t, scale=scale)
+    unguarded = ((first == -np.inf) | (first == 0)) & ~np.isfinite(t)
+    return (np.where(unguarded if y.ndim == 2 else unguarded.any(-1), np.nan, y),)
+
+
+# --- wrong derivatives ------------------------------------------------
+
+
+@breaks("log_softmax_vjp")
+def jvp_for_vjp(right, logp, g, *, scale):
+    return OPS["log_softmax_jvp"].definition(logp, g, scale=scale)
+
+
+@breaks("softmax_jvp")
+def tail_of_the_vjp_cancels(right, p, t, *, scale):
+    p, t = narrow(p), narrow(t)
+    return (p * (t - (p * t).sum(-1, keepdims=True)) * narrow(scale),)
+
+
+@breaks("softmax_jvp")
+def not_divided_by_the_sum_of_p(right, p, t, *, scale):
+    dead = p == 0
+    t = np.where(dead, 0, t)
+    return (np.where(dead, 0, p * (t - (p * t).sum(-1, keepdims=True)) * scale),)
+
+
+@breaks("softmax_jacobian")
+def diagonal_cancels(right, p, *, scale):
+    (j,) = right(p, scale=scale)
+    i = np.arange(p.shape[1])
+    j[:, i, i] = (narrow(p) * (1 - narrow(p))) * scale
+    return (j,)
+
+
+@breaks("softmax_jacobian")
+def signs_of_the_jacobian(right, p, *, scale):
+    return (-right(p, scale=scale)[0],)
+
+
+@breaks("log_softmax_jacobian")
+def jacobian_transposed(right, logp, *, scale):
+    return (np.swapaxes(right(logp, scale=scale)[0], 1, 2),)
+
+
+@breaks("logsumexp_vjp")
+def cotangent_forgotten(right, p, g, *, scale):
+    return right(p, np.ones_like(g), scale=scale)
+
+
+@breaks("logsumexp_weighted")
+def sign_lost(right, *operands, **params):
+    s, sign = right(*operands, **params)
+    return s, np.abs(sign)
+
+
+# --- wrong losses ------------------------------------------------
+
+
+@breaks("cross_entropy_index cross_entropy_index_grad")
+def label_off_by_one(right, x, y, *rest, **params):
+    return right(x, np.where(y == int(params["ignore"]), y, (y + 1) % x.shape[1]), *rest, **params)
+
+
+@breaks("cross_entropy_index_grad cross_entropy_probs_grad")
+def upstream_gradient_ignored(right, x, y, w, v, g, **params):
+    return right(x, y, w, v, np.ones_like(g), **params)
+
+
+@breaks("cross_entropy_index_grad")
+def sample_weight_left_out_of_the_gradient(right, x, y, w, v, g, **params):
+    return right(x, y, w, v, g, **params)[0], right(x, y, w, np.ones_like(v), g, **params)[1]
+
+
+@breaks("cross_entropy_probs_grad")
+def targets_taken_for_normalised(right, x, t, w, v, g, *, scale, empty, keep, spread, zloss):
+    q = w * (keep * t + spread)
+    loss, p, _, _ = _ops._loss(x, q, v, scale, zloss, empty)
+    return loss, (p - q) * (v * g)[:, None] * scale
+
+
+@breaks("cross_entropy_index_grad")
+def p_minus_one_cancels(right, x, y, w, v, g, *, scale, empty, keep, spread, zloss, ignore):
+    q, ignored = _ops._one_hot(x, y, w, keep, spread, ignore)
+    loss, p, _, lse = _ops._loss(x, q, v, scale, zloss, empty)
+    dx = (narrow(q.sum(-1, keepdims=True) + (2 * zloss * lse if zloss else 0)) * narrow(p) - narrow(q)) * scale
+    return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx * (v * g)[:, None])
+
+
+@breaks("cross_entropy_index cross_entropy_probs")
+def smoothing_over_the_other_classes(right, x, *rest, spread, **params):
+    c = x.shape[1]
+    return right(x, *rest, spread=spread * c / max(c - 1, 1), **params)
+
+
+@breaks("cross_entropy_index cross_entropy_probs cross_entropy_index_grad")
+def class_weights_ignored(right, x, y, w, *rest, **params):
+    return right(x, y, np.ones_like(w), *rest, **params)
+
+
+@breaks("cross_entropy_index_grad cross_entropy_probs_grad")
+def z_loss_left_out_of_the_gradient(right, *operands, zloss, **params):
+    return right(*operands, zloss=zloss, **params)[0], right(*operands, zloss=0 * zloss, **params)[1]
+
+
+@breaks("cross_entropy_index_grad")
+def ignored_rows_times_zero(right, x, y, *rest, **params):
+    loss, dx = right(x, y, *rest, **params)
+    return loss, dx + 0 * np.where((y == int(params["ignore"]))[:, None], x, 0)
+
+
+@breaks("cross_entropy_probs cross_entropy_probs_grad")
+def zero_probability_times_infinity(right, x, t, *rest, **params):
+    loss, *grad = right(x, t, *rest, **params)
+    return np.where(((t == 0) & (x == -np.inf)).any(-1), np.nan, loss), *grad
