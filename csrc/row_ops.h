@@ -296,7 +296,7 @@ FS_INLINE VEC NAME(prob)(const EXPK *k, VEC logp)
     return NAME(exp_term)(k, logp, V(set1)(0), V(set1)((REAL)-DROP), V(set1)(0));
 }
 
-/* sum p and sum p h, h = t - u where p is not 0.  flag: x holds log p. */
+/* sum p and sum p (t - u) where p is not 0.  flag: x holds log p. */
 FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
 {
     const VEC zero = V(set1)(0), ref = V(set1)(p->u);
@@ -308,9 +308,8 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
         VEC q = load_p;                                                                                               \
         if (p->flag)                                                                                                  \
             q = NAME(prob)(p->k, q);                                                                                  \
-        VEC h = V(select)(V(eq)(q, zero), zero, V(sub)(load_t, ref));                                                 \
         NAME(acc_any)(&a, q);                                                                                         \
-        NAME(acc_product)(&b, q, h);                                                                                  \
+        NAME(acc_times_difference)(&b, q, V(select)(V(eq)(q, zero), ref, load_t), ref);                               \
     } while (0)
     EACH_VECTOR(NV, c, CENTRE(V(load)(x + j), V(load)(t + j)),
                 CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
@@ -320,20 +319,24 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
 }
 DEFINE_SUMS(centre_sums)
 
-/* scale p (h - centre), or scale (h - centre) if flag; 0 for classes of probability 0. */
+/* scale p (t - centre), or scale (t - centre) if flag; 0 for classes of probability 0. */
 FS_INLINE void NAME(emit_centred)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
 {
-    const VEC zero = V(set1)(0), ref = V(set1)(p->u), hi = V(set1)(p->hi), lo = V(set1)(p->lo), s = V(set1)(p->v);
+    const VEC zero = V(set1)(0), hi = V(set1)(p->hi), lo = V(set1)(p->lo), s = V(set1)(p->v);
     const VEC dead = V(set1)(p->flag ? -(REAL)INFINITY : 0);
     if (p->flag) {
         EMIT(from, ({
-                 VEC h = V(sub)(V(sub)(V(sub)(AT(p->other, 0), ref), hi), lo);
+                 VEC h = V(sub)(V(sub)(AT(p->other, 0), hi), lo);
                  V(select)(V(eq)(AT(p->x, 0), dead), zero, V(mul)(h, s));
              }));
     } else {
         EMIT(from, ({
-                 VEC q = AT(p->x, 0), h = V(sub)(V(sub)(V(sub)(AT(p->other, 0), ref), hi), lo);
-                 V(select)(V(eq)(q, dead), zero, V(mul)(V(mul)(q, h), s));
+                 /* p times the unrounded difference: rounded first, it would err in the same direction in all classes
+                  * of a binade, and the row would not sum to 0. */
+                 VEC q = AT(p->x, 0), x = AT(p->other, 0), h = V(sub)(x, hi), back = V(sub)(h, x);
+                 VEC rest_ = V(sub)(V(sub)(x, V(sub)(h, back)), V(add)(hi, back));
+                 rest_ = V(select)(V(lt)(V(abs)(h), V(set1)((REAL)INFINITY)), rest_, zero);
+                 V(select)(V(eq)(q, dead), zero, NAME(mul2)(V(mul)(q, s), h, V(sub)(rest_, lo)));
              }));
     }
 }
@@ -398,9 +401,12 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int NV, const int logs
                 centre = dot_hi[r] - ref[r] * lack;
                 low = dot_lo[r];
             }
+            /* ref + centre + low in two parts; where t is ref, what remains is exactly the centre. */
             PASS pass = {.t = t, .k = &k, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .y = ROW(Y, i + r),
-                         .u = ref[r], .hi = (REAL)centre, .v = (REAL)scale, .flag = logs};
-            pass.lo = fabs(centre) < INFINITY ? (REAL)(centre - pass.hi + low) : 0;
+                         .v = (REAL)scale, .flag = logs};
+            pass.hi = (REAL)(ref[r] + centre);
+            double key = ref[r], hi = pass.hi, rest = fabs(key) < fabs(centre) ? (centre - hi) + key : (key - hi) + centre;
+            pass.lo = fabs(hi) < INFINITY ? (REAL)(rest + low) : 0;
             NAME(emit_centred_row)(&pass, NV);
         }
     }

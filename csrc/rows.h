@@ -205,8 +205,23 @@ FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
 #if FS_FUSED
     s->b = d_add(s->b, d_fma(x, y, d_sub(d_set1(0), p)));
 #else
-    s->b = d_add(s->b, d_product_error(x, y, p));
+    vd e = d_product_error(x, y, p);
+    s->b = d_add(s->b, d_select(d_lt(d_abs(e), d_set1(INFINITY)), e, d_set1(0))); /* the halves of huge factors overflow */
 #endif
+#endif
+}
+
+/* Add x (y - z), exactly. */
+FS_INLINE void NAME(acc_times_difference)(ACC *s, VEC x, VEC y, VEC z)
+{
+#if FS_FLOAT
+    s->a = d_add(s->a, d_mul(f_widen_lo(x), d_sub(f_widen_lo(y), f_widen_lo(z))));
+    s->b = d_add(s->b, d_mul(f_widen_hi(x), d_sub(f_widen_hi(y), f_widen_hi(z))));
+#else
+    vd d = d_sub(y, z), back = d_sub(d, y);
+    vd lost = d_sub(d_sub(y, d_sub(d, back)), d_add(z, back));
+    NAME(acc_product)(s, x, d);
+    s->b = d_add(s->b, d_mul(x, lost));
 #endif
 }
 
@@ -510,6 +525,7 @@ FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo)
     return f_narrow(d_mul(f_widen_lo(a), first), d_mul(f_widen_hi(a), second));
 #else
     VEC p = d_mul(a, hi), e = d_product_error(a, hi, p);
+    e = d_select(d_lt(d_abs(e), d_set1(INFINITY)), e, d_set1(0)); /* of an infinite product it is NaN */
     return d_add(p, d_add(e, d_mul(a, lo)));
 #endif
 }

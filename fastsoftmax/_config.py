@@ -11,7 +11,6 @@ from . import _backends, _threads
 from ._version import __version__
 
 
-
 def config() -> dict[str, Any]:
     """Return the facts that :func:`show_config` prints."""
     backend = _backends.current()

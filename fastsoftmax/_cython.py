@@ -1,4 +1,4 @@
-"""The compiled backend: the C kernels of csrc/ behind the Cython binding, on the best instruction set that runs here."""
+"""The compiled backend: the C kernels of csrc/ behind the Cython binding, on the best instruction set here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from . import _backends, _threads
 from ._ops import OPS
 
+_reason: str | None = None
 try:
     from . import _native
 except ImportError as error:
-    _native = None
     _reason = (
         f"the compiled extension is missing ({error}); install a wheel, or a C compiler (gcc or clang) and then run "
         "'pip install --force-reinstall --no-binary fastsoftmax fastsoftmax'"
@@ -32,12 +32,12 @@ _isa: str | None = None
 
 def why_not() -> str | None:
     """Return None if the extension is there, else why it is not."""
-    return _reason if _native is None else None
+    return _reason
 
 
 def instruction_sets() -> tuple[str, ...]:
     """Return the instruction sets that run here, weakest first."""
-    return () if _native is None else _native.instruction_sets()
+    return _native.instruction_sets() if _reason is None else ()
 
 
 def isa() -> str:
@@ -78,7 +78,10 @@ def kernel(op: str, dtype: np.dtype[Any]) -> _backends.Kernel:
 
 # Kernels by operation and NumPy's type number, of the instruction set in use.
 _by_number: dict[tuple[str, int], Any] = {}
-_FLOAT_NUMBERS = {np.dtype(np.float32).num: np.dtype(np.float32), np.dtype(np.float64).num: np.dtype(np.float64)}
+_FLOAT_NUMBERS: dict[int, np.dtype[Any]] = {
+    np.dtype(np.float32).num: np.dtype(np.float32),
+    np.dtype(np.float64).num: np.dtype(np.float64),
+}
 
 
 def _found(op: str, number: int) -> Any:
@@ -117,7 +120,7 @@ def quick_loss(
     if found is None:
         return None
     threads = 1 if logits.size < SERIAL else _threads.get_num_threads()
-    return _native.quick_loss(  # type: ignore[no-any-return]
+    return _native.quick_loss(
         found, _by_number.get(("total", number)) or _found("total", number), logits, target, grad_out, reduction, scale,
         empty, ignore, gradient, threads,
     )  # fmt: skip

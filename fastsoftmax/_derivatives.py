@@ -12,6 +12,17 @@ from . import _backends, _plan
 from ._ops import Array
 from ._plan import Frame, Output
 
+__all__ = [
+    "log_softmax_jacobian",
+    "log_softmax_jvp",
+    "log_softmax_vjp",
+    "logsumexp_jvp",
+    "logsumexp_vjp",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_vjp",
+]
+
 
 def _like(name: str, value: Any, first: str, shape: tuple[int, ...]) -> Array:
     """Return an operand that must have (or broadcast to) the shape of the first one."""
@@ -177,8 +188,8 @@ def softmax_jacobian(
 
     Notes
     -----
-    The diagonal is :math:`p_i \sum_{j \ne i} p_j`, which does not cancel where :math:`p_i` is next to 1; rows and columns
-    sum to 0.  Use :func:`softmax_vjp` unless the matrix itself is wanted: it needs C numbers, not C squared.
+    The diagonal is :math:`p_i \sum_{j \ne i} p_j`, which does not cancel where :math:`p_i` is next to 1; rows and
+    columns sum to 0.  Use :func:`softmax_vjp` unless the matrix itself is wanted: it needs C numbers, not C squared.
 
     Examples
     --------

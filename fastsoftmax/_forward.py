@@ -11,6 +11,12 @@ from . import _backends, _plan
 from ._ops import Array
 from ._plan import EMPTY, Frame, Output
 
+__all__ = [
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+]
+
 
 def _where(where: Any, shape: tuple[int, ...]) -> Array | None:
     """Return the mask broadcast to the operand's shape; None if it masks nothing."""
@@ -182,7 +188,7 @@ def logsumexp(
     axis : int, tuple of ints or None
         The axis of the classes; several axes are taken together, None means all.
     b : array_like, optional
-        Factors of the exponentials, broadcast to the shape of ``x``.  A zero excludes its class, whatever ``x`` is there.
+        Factors of the exponentials, broadcast to the shape of ``x``.  A zero excludes its class, whatever ``x`` is.
     where : array_like of bool, optional
         True where a class takes part; broadcast to the shape of ``x``.
     scale : float
@@ -208,8 +214,8 @@ def logsumexp(
 
     Notes
     -----
-    float32 and float64 results without ``b`` are within 2 ULP of max(1, \|result\|).  A row with a NaN is NaN, one with a
-    +inf is +inf.  ``b`` and ``return_sign`` mean what they mean in ``scipy.special.logsumexp``.
+    float32 and float64 results without ``b`` are within 2 ULP of max(1, \|result\|).  A row with a NaN is NaN, one with
+    a +inf is +inf.  ``b`` and ``return_sign`` mean what they mean in ``scipy.special.logsumexp``.
 
     Examples
     --------
@@ -265,4 +271,3 @@ def logsumexp(
         v = np.asarray(value)
         sign = np.where(np.isnan(v), np.nan, np.where(v == -np.inf, 0, 1)).astype(v.dtype)
     return value, sign.reshape(shape)[()]
-

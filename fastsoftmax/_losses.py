@@ -15,6 +15,12 @@ from ._plan import EMPTY, F4, F8, Frame, Output
 
 REDUCTIONS = ("none", "mean", "sum")
 
+__all__ = [
+    "ValueAndGrad",
+    "cross_entropy",
+    "cross_entropy_value_and_grad",
+]
+
 
 class ValueAndGrad(NamedTuple):
     """A loss and its gradient.
@@ -118,7 +124,7 @@ class _Loss:
         if y.size == 0:
             return None
         low, high = int(y.min()), int(y.max())
-        if 0 <= low and high < c and not low <= self.ignore <= high:
+        if low >= 0 and high < c and not low <= self.ignore <= high:
             return None
         ignored = y == self.ignore
         bad = ((y < 0) | (y >= c)) & ~ignored
@@ -140,7 +146,9 @@ class _Loss:
             return float(self.frame.r - (0 if self.ignored is None else np.count_nonzero(self.ignored)))
         each = np.ones(self.target.shape) if isinstance(rows, float) else rows.astype(np.float64)
         if isinstance(self.weight, np.ndarray):
-            each *= self.weight.astype(np.float64)[np.where(self.ignored, 0, self.target) if self.ignored is not None else self.target]
+            each *= self.weight.astype(np.float64)[
+                np.where(self.ignored, 0, self.target) if self.ignored is not None else self.target
+            ]
         if self.ignored is not None:
             each[self.ignored] = 0
         return float(each.sum())
@@ -296,8 +304,8 @@ def cross_entropy(
 
     Notes
     -----
-    Each row's loss against plain class indices is within 2 ULP of the exact result.  Names, defaults and formulas of the
-    options are those of ``torch.nn.functional.cross_entropy``; z-loss and softcap those of Liger-Kernel.
+    Each row's loss against plain class indices is within 2 ULP of the exact result.  Names, defaults and formulas of
+    the options are those of ``torch.nn.functional.cross_entropy``; z-loss and softcap those of Liger-Kernel.
 
     Examples
     --------
@@ -352,8 +360,8 @@ def cross_entropy_value_and_grad(
     weight, sample_weight, ignore_index, label_smoothing, reduction, scale, softcap, z_loss, where, empty
         As for :func:`cross_entropy`.
     grad_output : array_like, optional
-        The upstream gradient: a scalar, or one number per row with ``reduction="none"``.  Without it the gradient is that
-        of the (reduced) loss, or of the sum of the losses with ``reduction="none"``.
+        The upstream gradient: a scalar, or one number per row with ``reduction="none"``.  Without it the gradient is
+        that of the (reduced) loss, or of the sum of the losses with ``reduction="none"``.
     grad_out : ndarray, optional
         Takes the gradient; ``grad_out=logits`` computes it in place of the logits.
 

@@ -15,21 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from . import _numpy
 from ._backends import Kernel
-from ._ops import CLASS, ONE, OPS, ROW, SQUARE, Array
+from ._ops import ONE, OPS, SQUARE, Array
 
 name = "numba"
 strided = False
 
-# Up to so many classes rows lie across the lanes of a vector, not along.
-FEW = {np.dtype(np.float32): 48, np.dtype(np.float64): 32}
+# Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
+# logarithms, a division) is worth the transposition up to some 256 classes of float32 and 128 of float64, but it
+# makes a single row dearer; and rows without an exponential to compute cost little by themselves.
+FEW = {np.dtype(np.float32): 128, np.dtype(np.float64): 128}
+FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 16}
 
-# Starting threads costs about 30 us, in which one computes so many elements: fewer are not worth it.
-PARALLEL_ELEMENTS = 1 << 16
-
-# Scales for which no constant of the kernels leaves the range of float32; the reference serves the others.
-SCALES = (2.0**-64, 2.0**64)
+# With the cores idle, two threads break even at 2**15 elements (a softmax of 32 x 1000 took 18 us on one and 17 us on
+# two, 128 x 1000 took 65 and 41); with busy cores Numba's threads wait for each other much longer.
+PARALLEL_ELEMENTS = 1 << 17
 
 _kernels: ModuleType | None = None
 _reason: str | None = None
@@ -52,9 +52,25 @@ def _import() -> str | None:
     return _reason
 
 
+def _package() -> Any:
+    return importlib.import_module("numba")
+
+
 def why_not() -> str | None:
     """Return None if Numba can be imported, else the reason."""
     return _import()
+
+
+def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
+    """Return None: entering a compiled function costs more than the plan saves."""
+    return None
+
+
+def facts() -> dict[str, str]:
+    """Return what :func:`fastsoftmax.show_config` prints about the backend."""
+    numba = _package()
+    layer = _layer() or f"{numba.config.THREADING_LAYER} (not started)"
+    return {"numba": numba.__version__, "numba threading layer": layer}
 
 
 # --- threads ------------------------------------------------------------------------------------------------------
@@ -64,13 +80,12 @@ def why_not() -> str | None:
 # call that might meet this is computed by the thread that makes it; the results are the same, bit for bit.
 
 _one_at_a_time = threading.Lock()
-_forked = False
+_serial = False
 
 
 def _layer() -> str | None:
     """Return the threading layer in use, or None if no threads have been started."""
-    import numba
-
+    numba = _package()
     try:
         return str(numba.threading_layer())
     except ValueError:
@@ -79,9 +94,9 @@ def _layer() -> str | None:
 
 def _after_fork() -> None:
     """Note, in a forked child, that the parent's threads are not here."""
-    global _forked
+    global _serial
     if _kernels is not None and _layer() is not None:
-        _forked = True
+        _serial = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -90,16 +105,20 @@ if hasattr(os, "register_at_fork"):
 
 def _launch(function: Any, threads: int, *args: Any) -> bool:
     """Run a parallel kernel; return False if that is not safe now."""
-    import numba
-
-    if _forked:
+    global _serial
+    if _serial:
         return False
+    numba = _package()
     # The first launch chooses the layer, and not even that is safe for two at once.
     alone = _layer() not in ("tbb", "omp")
     if alone and not _one_at_a_time.acquire(blocking=False):
         return False
     try:
-        before = numba.get_num_threads()
+        try:
+            before = numba.get_num_threads()
+        except ValueError:  # no layer can be loaded, or not the one that was asked for
+            _serial = True
+            return False
         numba.set_num_threads(threads)
         try:
             function(*args)
@@ -130,8 +149,6 @@ def _flat(a: Array) -> Array:
 
 def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel of one operation."""
-    import numba
-
     reason = _import()
     if reason is not None:
         raise ImportError(reason)
@@ -139,17 +156,15 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     serial: Callable[..., None] = getattr(_kernels, op)
     parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
     along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
-    few = 0 if any(kind == SQUARE for _, kind in row.outs) else FEW[dtype]
+    few = (FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype]
+    if any(kind == SQUARE for _, kind in row.outs):
+        few = 0
     lanes = 64 // dtype.itemsize
     in_kinds = [kind for _, kind in row.ins]
-    scale_at = row.params.index("scale") if "scale" in row.params else None
     none, unit = np.empty(0, dtype), np.ones(1, dtype)
-    most_threads = int(numba.config.NUMBA_NUM_THREADS)
+    most_threads = int(_package().config.NUMBA_NUM_THREADS)
 
     def run(ins: Sequence[Any], outs: Sequence[Any], params: tuple[float, ...], threads: int) -> None:
-        if scale_at is not None and not SCALES[0] <= params[scale_at] <= SCALES[1]:
-            _numpy.kernel(op, dtype)(ins, outs, params, threads)
-            return
         rows, c = ins[0].shape[1:]
         operands: list[Any] = []
         for kind, a in zip(in_kinds, ins):
@@ -160,7 +175,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
         operands += [a.reshape(-1) for a in outs]
         way = across if c <= few else along  # by c alone: a row's bits must not depend on the others
         threads = min(threads, most_threads, rows)
-        if threads > 1 and outs[-1].size + rows * c > PARALLEL_ELEMENTS:
+        if threads > 1 and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS:
             chunk = -(-rows // threads)
             if c <= few:
                 chunk = -(-chunk // lanes) * lanes

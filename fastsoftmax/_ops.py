@@ -115,7 +115,8 @@ def _op(
 
 def _first_max(x: Array) -> Array:
     """Column of the first largest element of each row, as an index array for take_along_axis."""
-    return np.argmax(x, axis=-1)[:, None]
+    top: Array = np.argmax(x, axis=-1)[:, None]
+    return top
 
 
 def _product(a: Array, b: Any) -> tuple[Array, Array]:
@@ -171,7 +172,7 @@ def _centred(p: Array, t: Array, key: Array, dead: Array) -> Array:
 @_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="softmax")
 def softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
     """``y = exp(scale x - lse(scale x))``."""
-    d, m, e, rest = _shifted(x, scale)
+    _, m, e, _ = _shifted(x, scale)
     y = e / (e.sum(-1, keepdims=True))
     if empty:
         y = np.where(m == -np.inf, 0, y)
@@ -181,7 +182,7 @@ def softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
 @_op("x:(c)", "y:(c)", "scale empty", ulp=2, bytes_moved=2, public="log_softmax")
 def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
     """``y = scale x - lse(scale x)``."""
-    d, m, e, rest = _shifted(x, scale)
+    d, m, _, rest = _shifted(x, scale)
     y = np.where(m == np.inf, np.nan, d - np.log1p(rest))
     if empty:
         y = np.where(m == -np.inf, -np.inf, y)
@@ -191,7 +192,7 @@ def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
 @_op("x:(c)", "s:()", "scale", ulp=2, bytes_moved=1, public="logsumexp", ulp_kind="unit")
 def logsumexp(x: Array, *, scale: Any) -> tuple[Array, ...]:
     """``s = log sum_c exp(scale x_c)``."""
-    d, m, e, rest = _shifted(x, scale)
+    _, m, _, rest = _shifted(x, scale)
     s = np.where(np.isinf(m), np.where(np.isnan(x).any(-1, keepdims=True), np.nan, m), m + np.log1p(rest))
     return (s[:, 0],)
 
@@ -295,9 +296,7 @@ def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> t
     return np.where(np.isnan(p).any(-1), np.nan, loss), p, not_p, lse
 
 
-def _loss_grad(
-    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any
-) -> tuple[Array, Array]:
+def _loss_grad(x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array]:
     loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
     extra = q.sum(-1, keepdims=True) - q
     if zloss:

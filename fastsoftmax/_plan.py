@@ -12,6 +12,7 @@ is *staged*: loaded block by block into a contiguous tile, computed there, and s
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import _backends, _threads
-from ._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Array, Op
+from ._ops import CLASS, LABEL, OPS, ROW, SQUARE, Array, Op
 
 F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -68,13 +69,14 @@ def as_real(name: str, value: Any) -> Array:
 
 def result_dtype(*arrays: Array) -> np.dtype[Any]:
     """Return the dtype of the result of a function of these arrays: floats promote, integers are float64."""
-    dtypes = {a.dtype.newbyteorder("=") if a.dtype.kind == "f" else a.dtype for a in arrays}
-    dtypes = {F8 if d.kind in "iub" else d for d in dtypes}
+    native = (a.dtype.newbyteorder("=") if a.dtype.kind == "f" else a.dtype for a in arrays)
+    dtypes: set[np.dtype[Any]] = {F8 if d.kind in "iub" else d for d in native}
     if len(dtypes) == 1:
         return dtypes.pop()
     if any(is_bfloat16(d) for d in dtypes):
         return F8 if F8 in dtypes else F4
-    return np.result_type(*dtypes)
+    result: np.dtype[Any] = np.result_type(*dtypes)
+    return result
 
 
 def computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -86,7 +88,7 @@ def chosen_dtype(dtype: Any, natural: np.dtype[Any]) -> np.dtype[Any]:
     """Return the result's dtype: the ``dtype=`` argument, or the natural one."""
     if dtype is None:
         return natural
-    chosen = np.dtype(dtype)
+    chosen: np.dtype[Any] = np.dtype(dtype)
     if (chosen.kind == "f" and chosen.itemsize <= 8) or is_bfloat16(chosen):
         return chosen
     raise TypeError(f"dtype is {chosen}; expected float16, bfloat16, float32 or float64")
@@ -366,8 +368,18 @@ def _collapsed_shape(
         return None
     for kind, a in arrays:
         if kind in (ROW, CLASS):
-            classes = [(n, s) for n, s in zip(a.shape[a.ndim - len(frame.class_shape) :], a.strides[a.ndim - len(frame.class_shape) :]) if n > 1] if kind == ROW else []
-            if any(s != t * n for (_, s), (n, t) in zip(classes, classes[1:])):
+            classes = (
+                [
+                    (n, s)
+                    for n, s in zip(
+                        a.shape[a.ndim - len(frame.class_shape) :], a.strides[a.ndim - len(frame.class_shape) :]
+                    )
+                    if n > 1
+                ]
+                if kind == ROW
+                else []
+            )
+            if any(s != t * n for (_, s), (n, t) in itertools.pairwise(classes)):
                 return None
         elif kind == SQUARE and not a[(0,) * frame.nbatch].flags.c_contiguous:
             return None
@@ -558,5 +570,7 @@ def run(
     elif frame.r:
         # No classes: sums over nothing.  Only a log of one is not 0.
         for output in outs:
-            output.array[...] = -np.inf if op.name.startswith("logsumexp") and output.name != "sign" and op.ins[0][0] == "x" else 0
+            output.array[...] = (
+                -np.inf if op.name.startswith("logsumexp") and output.name != "sign" and op.ins[0][0] == "x" else 0
+            )
     return tuple(o.close() for o in outs)

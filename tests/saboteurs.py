@@ -149,6 +149,11 @@ def flush_to_zero(right, x, *rest, **params):
     return (np.where(np.abs(y) < np.finfo(NARROW[x.dtype]).tiny, 0, y),)
 
 
+@breaks(" ".join(OPS))
+def a_thousandth_too_much(right, *operands, **params):
+    return tuple(r * 1.001 for r in right(*operands, **params))
+
+
 @breaks("softmax log_softmax logsumexp cross_entropy_index_grad")
 def scale_ignored(right, *operands, scale, **rest):
     return right(*operands, scale=1, **rest)

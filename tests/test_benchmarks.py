@@ -1,5 +1,4 @@
 """The benchmarks of asv_bench/: each runs once, on arrays of a few elements; together they cover the table."""
-# ruff: noqa: D103 - the names of the tests say what they test
 
 from __future__ import annotations
 

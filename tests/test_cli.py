@@ -1,5 +1,4 @@
 """The command line, against plain NumPy formulas in float64."""
-# ruff: noqa: D103 - the names of the tests say what they test
 
 from __future__ import annotations
 

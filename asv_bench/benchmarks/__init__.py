@@ -1,0 +1,1 @@
+"""Benchmarks of every operation of the table, for airspeed velocity."""

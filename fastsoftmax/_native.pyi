@@ -1,0 +1,32 @@
+"""The compiled binding, csrc/_native.pyx."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+def instruction_sets() -> tuple[str, ...]: ...
+def operations() -> tuple[str, ...]: ...
+def pool_size() -> int: ...
+def quick_loss(
+    kernel: Kernel,
+    total: Kernel,
+    logits: Any,
+    target: Any,
+    grad_out: Any,
+    reduction: str,
+    scale: float,
+    empty: float,
+    ignore: int,
+    gradient: bool,
+    threads: int,
+) -> tuple[Any, Any] | None: ...
+
+class Kernel:
+    def __init__(
+        self, isa: str, op: str, dtype: np.dtype[Any], in_kinds: Sequence[str], out_kinds: Sequence[str]
+    ) -> None: ...
+    def __call__(self, ins: Sequence[Any], outs: Sequence[Any], params: tuple[float, ...], threads: int) -> None: ...
+    def quick(
+        self, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], threads: int
+    ) -> list[Any] | None: ...
