@@ -38,8 +38,8 @@ QUICK = (
     r"^ops\.softmax\.time_call\('softmax-float32-numba', '(8x10|128x1000|60000x1000)'\)",
     r"^ops\.(softmax|cross_entropy_index_grad)\.track_memcpy\('\w+-float32-cython', '(6000000x10|60000x1000)'\)",
     r"^ops\.softmax\.track_speedup_\w+\('softmax-float32-cython', '(128x1000|60000x1000)'\)",
-    r"^ops\.(softmax|cross_entropy_index_grad)\.(track_ulp|peakmem_call)\('[\w-]+-cython', '60000x1000'\)",
-    r"^memory\.(softmax|cross_entropy_index_grad)\.track_excess\('[\w-]+-cython', '60000x1000'\)",
+    r"^ops\.(softmax|cross_entropy_index_grad)\.(track_ulp|peakmem_call)\('\w+-float32-cython', '60000x1000'\)",
+    r"^memory\.(softmax|cross_entropy_index_grad)\.track_excess\('\w+-float32-cython', '60000x1000'\)",
     r"^overhead\.(softmax|logsumexp|cross_entropy_index_grad)\.\w+\('\w+-float32-cython'\)",
     r"^process\.Import",
     r"^process\.FirstCall\.track_seconds\('softmax'",
@@ -124,7 +124,7 @@ def configuration(extra: Sequence[str]) -> str:
         return str(path)
     lines = path.read_text().splitlines()
     config = json.loads("\n".join(line for line in lines if not line.lstrip().startswith("//")))
-    config["matrix"]["req"] |= {name: [] for name in extra}
+    config["matrix"]["req"] |= {name: [version] for name, _, version in (word.partition("==") for word in extra)}
     for key in ("repo", "benchmark_dir", "env_dir", "results_dir", "html_dir"):
         config[key] = str((HERE / config[key]).resolve())
     (HERE / "env").mkdir(exist_ok=True)
@@ -170,6 +170,7 @@ def build(args: argparse.Namespace) -> int:
             print(f"commit {commit[:8]} is left out: {error}", file=sys.stderr)
         longest = max(longest, time.monotonic() - begun)
     asv("publish", "--config", config)
+    leave_out_unmeasured(SITE)
     make_self_contained(SITE)
     print(f"the dashboard is {SITE / 'index.html'}; to look at it: python {Path(__file__).name} serve")
     return 0
@@ -180,23 +181,21 @@ def compare(args: argparse.Namespace) -> int:
     config = configuration(args.extra)
     asv("machine", "--yes", "--config", config)
     base, head = commits("--no-walk=unsorted", args.base, args.head)
-    measure(
-        config, [base, head], args.bench or QUICK_COMPARE, "--interleave-rounds", f"--attribute=rounds={args.rounds}"
-    )
+    bench = args.bench or QUICK_COMPARE
+    measure(config, [base, head], bench, "--interleave-rounds", f"--attribute=rounds={args.rounds}")
     done = asv("compare", "--config", config, f"--factor={args.factor}", "--only-changed", base, head, capture=True)
-    print(done.stdout)
-    worse = regressions(done.stdout)
-    print(
-        f"{len(worse)} of the benchmarks are worse by a factor of {args.factor:g} and more"
-        if worse
-        else "none is worse"
-    )
+    changed = chosen_rows(done.stdout, bench)
+    worse = [row for row in changed if re.match(r"\|\s*[+!]\s", row)]  # slower, or failing where it did not
+    print("\n".join(["", *changed, "", f"worse by a factor of {args.factor:g} or more, beyond noise: {len(worse)}"]))
     return 1 if worse else 0
 
 
-def regressions(table: str) -> list[str]:
-    """Return the rows of asv's comparison that it marks as slower (+) or as failing now (!)."""
-    return [line for line in table.splitlines() if re.match(r"\|?\s*[+!]\s", line)]
+def chosen_rows(table: str, bench: Sequence[str]) -> list[str]:
+    """Return the head of asv's comparison, and its rows for the chosen benchmarks; it has all that have results."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return lines[:2] + [
+        row for row in lines[2:] if any(re.search(regex, row.split("|")[-2].strip()) for regex in bench)
+    ]
 
 
 # --- the site -----------------------------------------------------------------------------------------------------
@@ -232,6 +231,16 @@ def fetch(name: str) -> bytes:
     if hashlib.sha256(content).hexdigest() != digest:
         raise DashboardError(f"{package} holds another {member} than expected")
     return content
+
+
+def leave_out_unmeasured(site: Path) -> None:
+    """Take the benchmarks that have no results from the site's index: they would be empty frames."""
+    index = site / "index.json"
+    data = json.loads(index.read_text())
+    summaries = (site / "graphs" / "summary").glob("*.json")
+    measured = {path.stem for path in summaries if any(value is not None for _, value in json.loads(path.read_text()))}
+    data["benchmarks"] = {name: value for name, value in data["benchmarks"].items() if name in measured}
+    index.write_text(json.dumps(data))
 
 
 def make_self_contained(site: Path) -> None:
@@ -350,9 +359,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     more = {
         "action": "append",
         "default": [],
-        "metavar": "PACKAGE",
+        "metavar": "PACKAGE[==VERSION]",
         "dest": "extra",
-        "help": "install this, too: torch",
+        "help": "also install, to compare with: torch",
     }
 
     sub = command(build)

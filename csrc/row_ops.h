@@ -214,11 +214,15 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int NV)
 #undef TERMS
 #define TERMS(y, r) (NV ? aside + (r) * (NV * W) : keep ? (y) : NULL)
         NAME(group_log)(&G, t, &k, X, i, g);
+        double m[W], s[W];
+        for (int r = 0; r < W; r++)
+            m[r] = G.m[r];
+        for (int r = 0; r < W; r++)
+            s[r] = NAME(plus_log)(&G, m[r], k.scale, r);
         for (ptrdiff_t r = 0; r < g; r++) {
-            double s = NAME(plus_log)(&G, G.m[r], k.scale, r);
             if (__builtin_expect(G.special >> r & 1, 0))
-                s = G.kind[r] == IS_NAN ? NAN : G.m[r];
-            ONE(S, i + r) = (REAL)s;
+                s[r] = G.kind[r] == IS_NAN ? NAN : m[r];
+            ONE(S, i + r) = (REAL)s[r];
         }
     }
 }
@@ -639,10 +643,11 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
         GROUP_TERMS(X, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL at[W], term[W], hi[W], lo[W];
-        double wy[W], v[W], up[W], weights[W], weights_lo[W], spreads[W], factor[W], target[W];
+        double m[W], wy[W], v[W], up[W], weights[W], weights_lo[W], spreads[W], factor[W], target[W];
         unsigned ignored = 0;
         for (ptrdiff_t r = 0; r < W; r++) {
             at[r] = G.m[r];
+            m[r] = G.m[r];
             wy[r] = v[r] = up[r] = 1;
             weights[r] = weights_lo[r] = spreads[r] = 0;
         }
@@ -675,26 +680,40 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
         }
         if (gradient)
             V(store)(term, NAME(exp_term)(&k, V(load)(at), V(load)(G.base), V(load)(G.floor), V(load)(G.top)));
-        double loss[W];
+        /* Lane by lane, without branches, for the compiler to vectorise: few classes make many rows. */
+        double q[W], x_at[W], loss[W], others[W];
+        for (int r = 0; r < W; r++)
+            x_at[r] = at[r];
         for (int r = 0; r < W; r++) {
-            double q = one_hot * wy[r], nll = NAME(plus_log)(&G, (double)G.m[r] - (double)at[r], scale, r);
-            double others = spread * ((weights[r] - wy[r]) + weights_lo[r]), lse = 0;
-            wide value = q == 0 ? 0 * G.log[r] : (wide)q * nll;
-            if (spread != 0)
-                value += spread * ((wide)scale * spreads[r] + (wide)weights[r] * G.log[r]);
-            if (zloss != 0) {
-                lse = NAME(plus_log)(&G, G.m[r], scale, r);
-                value += (wide)zloss * lse * lse;
+            q[r] = one_hot * wy[r];
+            double nll = NAME(plus_log)(&G, m[r] - x_at[r], scale, r);
+            loss[r] = q[r] == 0 ? 0 * G.log[r] : q[r] * nll;
+            others[r] = 0;
+        }
+        if (spread != 0)
+            for (int r = 0; r < W; r++) {
+                loss[r] = (double)(loss[r] + spread * ((wide)scale * spreads[r] + (wide)weights[r] * G.log[r]));
+                others[r] = spread * ((weights[r] - wy[r]) + weights_lo[r]);
             }
-            loss[r] = (double)(v[r] * value);
-            if (gradient) {
+        if (zloss != 0)
+            for (int r = 0; r < W; r++) {
+                double lse = NAME(plus_log)(&G, m[r], scale, r);
+                loss[r] = (double)(loss[r] + (wide)zloss * lse * lse);
+                others[r] += 2 * zloss * lse;
+            }
+        for (int r = 0; r < W; r++)
+            loss[r] *= v[r];
+        if (gradient) {
+            double e[W];
+            for (int r = 0; r < W; r++)
+                e[r] = term[r];
+            for (int r = 0; r < W; r++) {
                 /* At the target, (sum of the other q) p - q (1 - p), with 1 - p from the sum over the other classes. */
-                double sum = G.s[r] + G.s_lo[r], f = v[r] * up[r] * scale, qy = q + spread * wy[r];
-                double p = term[r] / sum;
-                double not_p = at[r] == G.m[r] ? G.rest[r] / (1 + G.rest[r]) : ((G.s[r] - term[r]) + G.s_lo[r]) / sum;
-                others += 2 * zloss * lse;
-                target[r] = f * (others * p - qy * not_p);
-                factor[r] = f * (others + qy);
+                double sum = G.s[r] + G.s_lo[r], f = v[r] * up[r] * scale, qy = q[r] + spread * wy[r];
+                double of_top = G.rest[r] / (1 + G.rest[r]), of_other = ((G.s[r] - e[r]) + G.s_lo[r]) / sum;
+                double not_p = x_at[r] == m[r] ? of_top : of_other;
+                target[r] = f * (others[r] * (e[r] / sum) - qy * not_p);
+                factor[r] = f * (others[r] + qy);
             }
         }
         for (ptrdiff_t r = 0; r < g; r++) {

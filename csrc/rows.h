@@ -748,23 +748,19 @@ FS_INLINE double NAME(plus_log)(const GROUP *G, double a, double scale, ptrdiff_
 /* factor / sum of each row, in two parts. */
 FS_INLINE void NAME(group_inverse)(const GROUP *G, const double *factor, REAL *hi, REAL *lo)
 {
-    for (int h = 0; h < HALVES; h++) {
-        vd f = factor ? d_load(factor + h * d_W) : d_set1(1), s = d_load(G->s + h * d_W), y = d_div(f, s);
+    vd y[HALVES];
+    for (int h = 0; h < HALVES; h++)
+        y[h] = d_div(factor ? d_load(factor + h * d_W) : d_set1(1), d_load(G->s + h * d_W));
 #if FS_FLOAT
-        double exact[d_W];
-        d_store(exact, y);
-        for (int i = 0; i < d_W; i++) {
-            hi[h * d_W + i] = (float)exact[i];
-            lo[h * d_W + i] = (float)(exact[i] - hi[h * d_W + i]);
-        }
+    vf head = f_narrow(y[0], y[1]);
+    f_store(hi, head);
+    f_store(lo, f_narrow(d_sub(y[0], f_widen_lo(head)), d_sub(y[1], f_widen_hi(head))));
 #else
-        vd s_lo = d_load(G->s_lo + h * d_W);
-        d_store(hi + h * d_W, y);
-        d_store(lo + h * d_W, d_div(d_fnma(y, s_lo, NAME(remainder)(f, y, s)), s));
+    vd s = d_load(G->s), f = factor ? d_load(factor) : d_set1(1);
+    d_store(hi, y[0]);
+    d_store(lo, d_div(d_fnma(y[0], d_load(G->s_lo), NAME(remainder)(f, y[0], s)), s));
 #endif
-    }
 }
-
 static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
 {
     for (ptrdiff_t j = 0; j < c; j++)

@@ -84,7 +84,13 @@ FS_INLINE vd d_scale2_if(md m, vd a, vd n) { return d_scale2((vd)((md)a & m), n)
 
 FS_INLINE vd f_widen_lo(vf a) { return (vd){a[0], a[1]}; }
 FS_INLINE vd f_widen_hi(vf a) { return (vd){a[2], a[3]}; }
-FS_INLINE vf f_narrow(vd lo, vd hi) { return (vf){(float)lo[0], (float)lo[1], (float)hi[0], (float)hi[1]}; }
+FS_INLINE vf f_narrow(vd lo, vd hi)
+{
+    vf v = {(float)lo[0], (float)lo[1], (float)hi[0], (float)hi[1]};
+    /* gcc 12 takes widen_hi(narrow(lo, hi)) for hi, as if nothing had been rounded: hide where v comes from. */
+    __asm__("" : "+m"(v));
+    return v;
+}
 
 FS_INLINE vf f_lo0(vf a, vf b) { return (vf){a[0], a[1], b[0], b[1]}; }
 FS_INLINE vf f_hi0(vf a, vf b) { return (vf){a[2], a[3], b[2], b[3]}; }

@@ -1,4 +1,4 @@
-"""Softmax, log-softmax, logsumexp, their derivatives and fused cross-entropy losses on NumPy arrays."""
+"""The softmax family, its derivatives and fused cross-entropy losses on NumPy arrays."""
 
 from . import _derivatives, _forward, _losses
 from ._backends import BackendUnavailableError, available_backends, use_backend

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -147,6 +148,7 @@ def _flat(a: Array) -> Array:
     return flat if flat.flags.writeable else np.asarray(_Alias(flat))
 
 
+@cache
 def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     """Return the kernel of one operation."""
     reason = _import()
@@ -156,7 +158,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     serial: Callable[..., None] = getattr(_kernels, op)
     parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
     along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
-    few = (FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype]
+    few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
     if any(kind == SQUARE for _, kind in row.outs):
         few = 0
     lanes = 64 // dtype.itemsize
@@ -169,7 +171,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
         operands: list[Any] = []
         for kind, a in zip(in_kinds, ins):
             if kind == ONE:
-                operands += (_flat(a), 1.0) if isinstance(a, np.ndarray) else (none, a)
+                operands += (_flat(a), 1.0) if isinstance(a, np.ndarray) else (none, float(a))
             else:
                 operands.append(_flat(a) if isinstance(a, np.ndarray) else unit)
         operands += [a.reshape(-1) for a in outs]

@@ -23,7 +23,8 @@ Only what loads, folds and writes a row knows about it; the arithmetic in betwee
 The terms of a row are kept as ``exp(scale (x - m)) * 2**OFFSET``.  The offset cancels in the quotients that are the
 results, no term is subnormal, and a result that is gets rounded once.
 
-All kernels have to be in this one file: Numba's cache on disk does not notice changes in another.
+All kernels have to be in this one file: Numba's cache on disk does not notice changes in another, nor of the number
+that is imported below.
 """
 
 from __future__ import annotations
@@ -1211,6 +1212,14 @@ def quotient(a, a_lo, b, b_lo):
 
 
 @helper
+def times(p, a, hi, lo):
+    """Return ``a (hi + lo)``, with one rounding if p is float64; else lo is below what is kept."""
+    if is_single(p):
+        return a * hi
+    return fma(a, hi, a * lo)
+
+
+@helper
 def two_parts(p, hi, lo):
     """Return vectors of a pointer's dtype whose sum is ``hi + lo``."""
     a = rounded(p, hi)
@@ -1430,11 +1439,25 @@ def logsumexp_weighted(x, b, s, sign, c, first, last, scale, way):
 
 @helper
 def centre_of(ref, dot, dot_lo, total, total_lo):
-    """Return what the derivative rules subtract from ``t - ref``: the mean of that under p."""
+    """Return what the derivative rules subtract from ``t - ref``, the mean of that under p, in two parts.
+
+    An error in it has the same sign in all elements: half an ULP is too much for a row that has to sum to 0.
+    """
     short = (1.0 - total) - total_lo
     unit = absolute(short) <= UNIT_SUM_BAND
-    dot = collapse(dot, dot_lo)
-    return select(unit, dot / select(unit, total + total_lo, 1.0), dot - ref * short)
+    mean, mean_lo = quotient(dot, dot_lo, select(unit, total, 1.0), select(unit, total_lo, 0.0))
+    mean, mean_lo = select(unit, mean, collapse(dot, dot_lo) - ref * short), select(unit, mean_lo, 0.0)
+    plain = absolute(dot) < math.inf
+    return select(plain, mean, dot), select(plain, mean_lo, 0.0)
+
+
+@helper
+def minus(p, a, a_lo, b, b_lo):
+    """Return ``a + a_lo - b - b_lo``, in two parts for float64; for float32 the first is enough."""
+    if is_single(p):
+        return a - b, a * 0.0
+    d, error = two_sum(a, -1.0 * b)
+    return d, select(absolute(d) < math.inf, error + (a_lo - b_lo), nothing(p))
 
 
 @helper
@@ -1465,15 +1488,19 @@ def softmax_jvp(p, t, y, c, first, last, scale, way):
         total, total_lo, dot, dot_lo = nothing(pp), nothing(pp), nothing(pp), nothing(pp)
         for k in range(0, n, lanes(pp)):
             w = widen(load(a, k, n - k, 0.0))
-            h = select(w == 0.0, nothing(pp), widen(load(b, k, n - k, 0.0)) - ref)
+            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
             total, total_lo = accumulate(pp, total, total_lo, w)
-            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, h)
+            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, select(w == 0.0, nothing(pp), h))
+            if not is_single(pp):
+                dot_lo = fma(w, h_lo, dot_lo)
         total, total_lo = fold_sum(pp, total, total_lo, way)
         dot, dot_lo = fold_sum(pp, dot, dot_lo, way)
-        centre = centre_of(ref, dot, dot_lo, total, total_lo)
+        centre, centre_lo = centre_of(ref, dot, dot_lo, total, total_lo)
         for k in range(0, n, lanes(pp)):
             w = widen(load(a, k, n - k, 0.0))
-            z = w * ((widen(load(b, k, n - k, 0.0)) - ref) - centre) * scale
+            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
+            h, h_lo = minus(pp, h, h_lo, centre, centre_lo)
+            z = times(pp, w, h, h_lo) * scale
             store(to, k, n - k, spread(pp, select(w == 0.0, nothing(pp), z)))
         close_row(py, r, last - r, c, tile, way)
 
@@ -1507,15 +1534,18 @@ def log_softmax_jvp(logp, t, y, c, first, last, scale, way):
         total, total_lo, dot, dot_lo = nothing(pp), nothing(pp), nothing(pp), nothing(pp)
         for k in range(0, n, lanes(pp)):
             w = probabilities(pp, load(a, k, n - k, -math.inf), constants, frame)
-            h = select(w == 0.0, nothing(pp), widen(load(b, k, n - k, 0.0)) - ref)
+            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
             total, total_lo = accumulate(pp, total, total_lo, w)
-            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, h)
+            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, select(w == 0.0, nothing(pp), h))
+            if not is_single(pp):
+                dot_lo = fma(w, h_lo, dot_lo)
         total, total_lo = fold_sum(pp, total, total_lo, way)
         dot, dot_lo = fold_sum(pp, dot, dot_lo, way)
-        centre = centre_of(ref, dot, dot_lo, total, total_lo)
+        centre, centre_lo = centre_of(ref, dot, dot_lo, total, total_lo)
         for k in range(0, n, lanes(pp)):
             dead = widen(load(a, k, n - k, 0.0)) == -math.inf
-            z = ((widen(load(b, k, n - k, 0.0)) - ref) - centre) * scale
+            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
+            z = minus(pp, h, h_lo, centre, centre_lo)[0] * scale
             store(to, k, n - k, spread(pp, select(dead, nothing(pp), z)))
         close_row(py, r, last - r, c, tile, way)
 
@@ -1666,14 +1696,6 @@ def over_sum(p, total, total_lo, factor):
     inverse, inverse_lo = quotient(1.0, 0.0, total, total_lo)
     hi, lo = two_product(inverse, factor)
     return hi, fma(inverse_lo, factor, lo), select(small, 1.0 / raised, 1.0)
-
-
-@helper
-def times(p, a, hi, lo):
-    """Return ``a (hi + lo)``, with one rounding if p is float64; else lo is below what is kept."""
-    if is_single(p):
-        return a * hi
-    return fma(a, hi, a * lo)
 
 
 @helper

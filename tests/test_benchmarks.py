@@ -227,13 +227,29 @@ def test_what_asv_loads_is_known(dashboard: ModuleType) -> None:
     assert all(any(name in line for name in dashboard.LOADED) for line in found)
 
 
-def test_regressions_are_read(dashboard: ModuleType) -> None:
-    table = """| Change   | Before   | After   | Ratio   | Benchmark |
-|----------|----------|---------|---------|-----------|
-| +        | 1.0us    | 2.0us   | 2.00    | a |
-| -        | 2.0us    | 1.0us   | 0.50    | b |
-| !        | 1.0us    | failed  | n/a     | c |"""
-    assert [line[-3] for line in dashboard.regressions(table)] == ["a", "c"]
+COMPARISON = """
+| Change   | Before [1]   | After [2]   |   Ratio | Benchmark (Parameter) |
+|----------|--------------|-------------|---------|-----------------------|
+| +        | 1.0us        | 2.0us       |    2.00 | ops.a.time_call('a')  |
+| -        | 2.0us        | 1.0us       |    0.50 | ops.b.time_call('b')  |
+| !        | 1.0us        | failed      |     n/a | ops.c.time_call('c')  |
+"""
+
+
+@pytest.mark.parametrize(("regex", "status"), [("^ops", 1), (r"time_call\('b'\)", 0), ("^ops.c", 1), ("nothing", 0)])
+def test_comparison_fails_on_regressions(
+    dashboard: ModuleType, monkeypatch: pytest.MonkeyPatch, regex: str, status: int
+) -> None:
+    commands = []
+
+    def asv(*args: str, **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(args[0])
+        return subprocess.CompletedProcess(args, 0, COMPARISON)
+
+    monkeypatch.setattr(dashboard, "asv", asv)
+    monkeypatch.setattr(dashboard, "commits", lambda *_: ["1", "2"])
+    assert dashboard.main(["compare", "HEAD~1", "HEAD", "--bench", regex]) == status
+    assert commands == ["machine", "run", "compare"]
 
 
 def test_missing_browser_is_one_line(

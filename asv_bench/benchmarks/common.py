@@ -291,7 +291,7 @@ def repeated(call: Call, loops: int) -> Call:
     return several
 
 
-def ratio(first: Call, second: Call, seconds: float = 1.0) -> float:
+def ratio(first: Call, second: Call, seconds: float = 0.6) -> float:
     """Return the time of one call in multiples of another's: medians of turns in one process."""
     bench = tool("_cli.bench")
     loops = min(loops_for(first, 0.001), loops_for(second, 0.001))

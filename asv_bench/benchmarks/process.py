@@ -64,9 +64,9 @@ class FirstCall:
 
     def setup(self, op: str, cache: str) -> None:
         """Make a cache of our own, and fill it if it is to be filled."""
+        self.folder = tempfile.TemporaryDirectory()
         enter("numba")
         leave()
-        self.folder = tempfile.TemporaryDirectory()
         if cache == "filled":
             self._call(op)
 
