@@ -99,26 +99,19 @@
 
 /* --- forward -------------------------------------------------------------------------------------------------------- */
 
+/* flag: one class has more than half; it gets `q`, 1 minus the others: next to 1 ULPs are finest, and none is above. */
 FS_INLINE void NAME(emit_scaled)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
 {
-    const VEC hi = V(set1)(p->hi), lo = V(set1)(p->lo);
-    EMIT(from, NAME(mul2)(TERM_HERE, hi, lo));
+    const VEC hi = V(set1)(p->hi), lo = V(set1)(p->lo), top = V(set1)(p->q), half = V(set1)((REAL)0.5);
+    if (p->flag)
+        EMIT(from, ({
+                 VEC y = NAME(mul2)(TERM_HERE, hi, lo);
+                 V(select)(V(lt)(half, y), top, y);
+             }));
+    else
+        EMIT(from, NAME(mul2)(TERM_HERE, hi, lo));
 }
 DEFINE_EMIT(emit_scaled)
-
-/* Column of the only probability above 1/2, 0 if there is none. */
-FS_INLINE ptrdiff_t NAME(find_above_half)(const REAL *y, ptrdiff_t c)
-{
-    const VEC half = V(set1)((REAL)0.5);
-    ptrdiff_t j = 0;
-    for (; j + W <= c; j += W) {
-        unsigned bits = V(bits)(V(lt)(half, V(load)(y + j)));
-        if (bits)
-            return j + __builtin_ctz(bits);
-    }
-    unsigned bits = j < c ? V(bits)(V(lt)(half, V(load_head)(y + j, c - j, V(set1)(0)))) : 0;
-    return bits ? j + __builtin_ctz(bits) : 0;
-}
 
 FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
 {
@@ -127,7 +120,7 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
     const int empty = t->params[1] != 0, keep = t->c <= SAVE_LIMIT;
     ASIDE;
     GROUP G;
-    REAL hi[W], lo[W];
+    REAL hi[W], lo[W], top[W];
     FOR_GROUPS(i, g) {
         if (NV) {
             NAME(fetch_ahead)(t, X, i, g, 0);
@@ -135,18 +128,18 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
         }
         GROUP_TERMS(X, ROW(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
+        for (int r = 0; r < W; r++)
+            top[r] = (REAL)(1 - G.rest[r] / (1 + G.rest[r]));
         for (ptrdiff_t r = 0; r < g; r++) {
             PASS p = FORWARD_PASS(X, ROW(Y, i + r), r);
             p.hi = hi[r];
             p.lo = lo[r];
+            p.q = top[r];
+            p.flag = G.rest[r] < 0.9;
             if (__builtin_expect(G.special >> r & 1, 0))
                 NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN);
             else
                 NAME(emit_scaled_row)(&p, NV);
-            /* The one that dominates is 1 minus the others: next to 1, where ULPs are finest, and never above. */
-            double rest = G.rest[r];
-            if (rest < 0.9 && !(G.special >> r & 1))
-                p.y[NAME(find_above_half)(p.y, t->c)] = (REAL)(1 - rest / (1 + rest));
         }
     }
 }
@@ -281,7 +274,7 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int NV)
             sum = hi + lo;
             double u = fabs(sum) / G.top_term[0];
             u -= u * (G.top_lo[0] / G.top_term[0]);
-            vd low, high = d_log(d_set1(u), d_set1(0), 1, &low);
+            vd low, high = d_log(d_set1(u), d_set1(0), LOG, &low);
             d_store(G.log, d_add(high, low));
             d_store(G.log_hi, high);
             d_store(G.log_lo, low);
@@ -710,9 +703,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
             for (int r = 0; r < W; r++) {
                 /* At the target, (sum of the other q) p - q (1 - p), with 1 - p from the sum over the other classes. */
                 double sum = G.s[r] + G.s_lo[r], f = v[r] * up[r] * scale, qy = q[r] + spread * wy[r];
-                double of_top = G.rest[r] / (1 + G.rest[r]), of_other = ((G.s[r] - e[r]) + G.s_lo[r]) / sum;
-                double not_p = x_at[r] == m[r] ? of_top : of_other;
-                target[r] = f * (others[r] * (e[r] / sum) - qy * not_p);
+                double left = x_at[r] == m[r] ? G.others[r] : (G.s[r] - e[r]) + G.s_lo[r];
+#if FS_FLOAT
+                /* Divisions are what takes the time with few classes; in double, a product will do. */
+                double inverse = 1 / sum, p = e[r] * inverse, not_p = left * inverse;
+#else
+                double p = e[r] / sum, not_p = left / sum;
+#endif
+                target[r] = f * (others[r] * p - qy * not_p);
                 factor[r] = f * (others[r] + qy);
             }
         }

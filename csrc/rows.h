@@ -724,12 +724,13 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
             if (weak >> r & 1) {
                 G->rest[r] = t->c > 1 ? NAME(rest_of_row)(t, k, NAME(row)(t, x, first + r), t->c, G->m[r]) : 0;
                 G->rest_lo[r] = 0;
+                G->others[r] = G->rest[r] * (G->top_term[r] + G->top_lo[r]);
             }
         }
     }
     for (int h = 0; h < HALVES; h++) {
         int o = h * d_W;
-        vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), 0, &low);
+        vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), FS_FLOAT ? LOG1P_OF_FLOATS : LOG1P, &low);
         d_store(G->log + o, d_add(high, low));
         d_store(G->log_hi + o, high);
         d_store(G->log_lo + o, low);

@@ -23,17 +23,22 @@ FS_INLINE vd d_exp_quotient(vd r, vd r2)
     return d_fma(r4, d_fma(r4, e, d_fma(r2, d, c)), d_fma(r2, b, a));
 }
 
-/* log(1 + t + t_lo) for t >= 0, or log(t) for normal t > 0 (plain), as the returned part, which is a multiple of ln 2 and
- * exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t. */
-FS_INLINE vd d_log(vd t, vd t_lo, const int plain, vd *low)
+enum { LOG, LOG1P, LOG1P_OF_FLOATS };
+
+/* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of
+ * ln 2 and exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t.  LOG1P_OF_FLOATS is exact
+ * to 2^-30 and a division cheaper. */
+FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
 {
     /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
-    const vd one = d_set1(1);
-    vd u = plain ? t : d_add(one, t);
-    vd lost = plain ? t_lo : d_add(d_sub(t, d_sub(u, one)), t_lo);
-    lost = plain ? lost : d_select(d_lt(t, d_set1(0x1p53)), d_div(lost, u), d_set1(0));
+    const vd one = d_set1(1), zero = d_set1(0);
+    vd u = what == LOG ? t : d_add(one, t), lost = what == LOG ? t_lo : zero;
+    if (what == LOG1P)
+        lost = d_select(d_lt(t, d_set1(0x1p53)), d_div(d_add(d_sub(t, d_sub(u, one)), t_lo), u), zero);
+    if (what == LOG1P_OF_FLOATS) /* where it matters, u is 1 + 2^-20 at most */
+        lost = d_select(d_lt(t, d_set1(0x1p-20)), d_sub(t, d_sub(u, one)), zero);
     vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
-    vd f = d_sub(d_scale2(u, d_sub(d_set1(0), n)), one);
+    vd f = d_sub(d_scale2(u, d_sub(zero, n)), one);
     vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), z2 = d_mul(z, z);
     vd p = d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
                           d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
