@@ -5,12 +5,14 @@ the machine that builds.  If the extension cannot be compiled, the package insta
 """
 
 import os
+import sys
 from pathlib import Path
 
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 CSRC = Path("csrc")
 
@@ -18,29 +20,43 @@ CSRC = Path("csrc")
 # that Python's own flags ask for would make the extension ten times as large.
 OPTIMISE = ["-O1"] if "-fsanitize" in os.environ.get("CFLAGS", "") else ["-O3", "-g0"]
 
+# Contraction would change results behind the error bounds' back; errno and traps are never looked at.
+# Not -ffast-math: it breaks NaN handling, and its start-up code would flush subnormals in the whole process.
+FLAGS = ["-std=gnu11", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
 native = Extension(
     "fastsoftmax._native",
     sources=[str(CSRC / "_native.pyx"), *sorted(str(path) for path in CSRC.glob("*.c") if path.name != "_native.c")],
     depends=sorted(str(path) for path in CSRC.glob("*.h")),
     include_dirs=[str(CSRC), numpy.get_include()],
-    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
-    # Contraction would change results behind the error bounds' back; errno and traps are never looked at.
-    # Not -ffast-math: it breaks NaN handling, and its start-up code would flush subnormals in the whole process.
-    extra_compile_args=["-std=gnu11", *OPTIMISE, "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"],
+    define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("FS_FLAGS", f'"{" ".join(FLAGS)}"')],
+    extra_compile_args=FLAGS,
     extra_link_args=["-lm", "-lpthread"],
-    optional=True,
 )
 
 
 class BuildExt(build_ext):
-    """Leave the extension in the source tree, too, where git ignores it.
+    """Build if there is a compiler, and leave the extension in the source tree, too, where git ignores it.
 
     ``python -m fastsoftmax`` and ``python -m pytest`` in a clone find the folder ``fastsoftmax/`` before the installed
     package; without its extension they would run on another backend than the one that has just been installed.
     """
 
+    def build_extension(self, ext: Extension) -> None:
+        """Build the extension, or say what is missing without it."""
+        try:
+            super().build_extension(ext)
+        except (CCompilerError, ExecError, PlatformError) as error:
+            print(
+                f"fastsoftmax: the compiled backend could not be built ({error}).\n"
+                "fastsoftmax: installing without it: the numba and numpy backends remain.  Install gcc or clang, and the "
+                "Python headers, and install again.",
+                file=sys.stderr,
+            )
+            self.extensions.remove(ext)
+
     def run(self) -> None:
-        """Build, then copy what has been built (an extension that failed to compile is optional)."""
+        """Build, then copy what has been built."""
         super().run()
         if not self.inplace:
             self.copy_extensions_to_source()

@@ -22,6 +22,10 @@ cdef extern from "fs.h":
         fs_kernel_fn *f64
     const fs_kernel fs_kernels_baseline[]
 
+cdef extern from *:
+    const char *COMPILER "__VERSION__"
+    const char *FLAGS "FS_FLAGS"
+
 cdef extern from "isa.h":
     int fs_isa_count()
     const char *fs_isa_name(int isa)
@@ -61,6 +65,11 @@ def operations():
         names.append(fs_kernels_baseline[i].op.decode())
         i += 1
     return tuple(names)
+
+
+def build():
+    """Return the compiler and the flags that built this module."""
+    return COMPILER.decode(), FLAGS.decode()
 
 
 def pool_size():

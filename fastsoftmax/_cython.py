@@ -128,4 +128,11 @@ def quick_loss(
 
 def facts() -> dict[str, Any]:
     """Return what show_config tells about this backend."""
-    return {"instruction set": isa(), "instruction sets": ", ".join(instruction_sets()), "threading": "own pool"}
+    compiler, flags = _native.build()
+    return {
+        "instruction set": isa(),
+        "instruction sets": ", ".join(instruction_sets()),
+        "threading layer": f"own pool, {_native.pool_size()} workers",
+        "compiler": compiler,
+        "build flags": flags,
+    }
