@@ -49,8 +49,8 @@ class BuildExt(build_ext):
         except (CCompilerError, ExecError, PlatformError) as error:
             print(
                 f"fastsoftmax: the compiled backend could not be built ({error}).\n"
-                "fastsoftmax: installing without it: the numba and numpy backends remain.  Install gcc or clang, and the "
-                "Python headers, and install again.",
+                "fastsoftmax: installing without it: the numba and numpy backends remain.  Install gcc or clang and "
+                "Python's headers, then install again.",
                 file=sys.stderr,
             )
             self.extensions.remove(ext)
