@@ -19,6 +19,7 @@
 #undef EMIT
 #undef EXPK
 #undef FAR
+#undef FETCH_NEXT
 #undef FORWARD_PASS
 #undef FOR_GROUPS
 #undef GROUP

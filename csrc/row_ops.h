@@ -85,7 +85,7 @@
         NAME(group_prepare)(&G, &k);                                                                                  \
         for (ptrdiff_t r = 0; r < g; r++)                                                                             \
             sums[r] = NAME(row_exp_sum)(t, &k, ROW(X_, i + r), t->c, G.base[r], G.floor[r], G.top[r], TERMS(y, r),    \
-                                        NV);                                                                          \
+                                        g * t->step[X_], NV);                                                         \
         for (ptrdiff_t r = g; r < W; r++)                                                                             \
             sums[r] = sums[0];                                                                                        \
         NAME(group_sums)(&G, sums);                                                                                   \
@@ -293,6 +293,13 @@ FS_INLINE VEC NAME(prob)(const EXPK *k, VEC logp)
     return NAME(exp_term)(k, logp, V(set1)(0), V(set1)((REAL)-DROP), V(set1)(0));
 }
 
+/* Fetch the next group's row while this one is computed, if the pass knows where it is. */
+#define FETCH_NEXT(x, j)                                                                                              \
+    do {                                                                                                              \
+        if (!NV)                                                                                                      \
+            __builtin_prefetch((const char *)((x) + (j)) + p->next, 0, 2);                                            \
+    } while (0)
+
 /* sum p and sum p (t - u) where p is not 0.  flag: x holds log p. */
 FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
 {
@@ -308,7 +315,7 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
         NAME(acc_any)(&a, q);                                                                                         \
         NAME(acc_times_difference)(&b, q, V(select)(V(eq)(q, zero), ref, load_t), ref);                               \
     } while (0)
-    EACH_VECTOR(NV, c, CENTRE(V(load)(x + j), V(load)(t + j)),
+    EACH_VECTOR(NV, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
                 CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
 #undef CENTRE
     s[0] = NAME(acc_done)(a, 0);
@@ -378,7 +385,7 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int NV, const int logs
             const REAL *p = ROW(P, i + r), *x = ROW(T, i + r);
             ptrdiff_t at = NAME(find)(p, t->c, G.m[r]);
             ref[r] = p[at] == (logs ? -(REAL)INFINITY : 0) ? 0 : x[at];
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = p, .other = x, .u = ref[r], .flag = logs};
+            PASS pass = {.t = t, .k = &k, .c = t->c, .x = p, .other = x, .u = ref[r], .flag = logs, .next = g * t->step[P]};
             NAME(centre_sums_row)(&pass, &total[r], &dot[r], NV);
         }
         for (ptrdiff_t r = g; r < W; r++) {
@@ -426,7 +433,7 @@ FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM 
         else                                                                                                          \
             NAME(acc_product)(&a, q, h);                                                                              \
     } while (0)
-    EACH_VECTOR(NV, c, ALIVE(V(load)(x + j), V(load)(t + j)),
+    EACH_VECTOR(NV, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
                 ALIVE(V(load_head)(x + j, rest, dead), V(load_head)(t + j, rest, zero)));
 #undef ALIVE
     s[0] = NAME(acc_done)(a, 0);
@@ -460,7 +467,7 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int NV)
         SUM total[W], same;
         double hi[W], lo[W];
         for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .flag = 1};
+            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .flag = 1, .next = g * t->step[P]};
             NAME(alive_sums_row)(&p, &total[r], &same, NV);
         }
         for (ptrdiff_t r = g; r < W; r++)
@@ -486,7 +493,7 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int NV)
         SUM dot[W], same;
         double hi[W], lo[W];
         for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r)};
+            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .next = g * t->step[P]};
             NAME(alive_sums_row)(&p, &dot[r], &same, NV);
         }
         for (ptrdiff_t r = g; r < W; r++)

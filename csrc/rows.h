@@ -373,7 +373,7 @@ typedef struct {
     const EXPK *k;
     const REAL *x, *other, *w, *terms;
     REAL *y, *save;
-    ptrdiff_t c;
+    ptrdiff_t c, next; /* next: bytes to the same place in the next group's row, to be fetched */
     REAL base, floor, top;
     REAL hi, lo, m, u, v, q, all, factor;
     int flag;
@@ -410,7 +410,7 @@ FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c, const 
 }
 
 FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor, REAL top, REAL *save,
-                                 const int NV)
+                                 ptrdiff_t next, const int NV)
 {
     const VEC vb = V(set1)(base), vl = V(set1)(floor), vt = V(set1)(top), low = V(set1)(-(REAL)INFINITY);
     ACC s0 = NAME(acc_onset)();
@@ -437,6 +437,10 @@ FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL
     for (; i + 4 * W <= c; i += 4 * W) {
         if (i % (4 * W * SETTLE) == 0)
             NAME(acc_settle)(&s0, &s1, &kept);
+        /* While this group's exponentials are computed, the next group's row is fetched: its maximum is a pass that
+         * only reads, and would wait for memory with nothing to do. */
+        for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+            __builtin_prefetch((const char *)(x + i) + next + o, 0, 2);
         VEC e0 = NAME(exp_term)(k, V(load)(x + i), vb, vl, vt);
         VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), vb, vl, vt);
         VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), vb, vl, vt);
@@ -485,7 +489,7 @@ static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
     const PASS *p = context;
     ptrdiff_t o = b * FS_BLOCK, c = NAME(block_length)(p, b);
     double *out = p->t->scratch + 4 * b;
-    NAME(sum_one)(NAME(exp_sum_flat)(p->k, p->x + o, c, p->base, p->floor, p->top, p->save ? p->save + o : NULL, 0), out,
+    NAME(sum_one)(NAME(exp_sum_flat)(p->k, p->x + o, c, p->base, p->floor, p->top, p->save ? p->save + o : NULL, 0, 0), out,
                   out + 1);
 }
 
@@ -504,12 +508,12 @@ static SUM NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
     return NAME(sum_of)(FS_FLOAT ? hi + lo : hi, lo);
 }
 
-/* The sum of a row's terms; they are stored in `save`, if that is given. */
+/* The sum of a row's terms; they are stored in `save`, if that is given.  The row after the group is `next` bytes on. */
 FS_INLINE SUM NAME(row_exp_sum)(const fs_tile *t, const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor,
-                                REAL top, REAL *save, const int NV)
+                                REAL top, REAL *save, ptrdiff_t next, const int NV)
 {
     if (NV || c <= FS_BLOCK)
-        return NAME(exp_sum_flat)(k, x, c, base, floor, top, save, NV);
+        return NAME(exp_sum_flat)(k, x, c, base, floor, top, save, next, NV);
     PASS p = {.t = t, .x = x, .c = c, .k = k, .base = base, .floor = floor, .top = top, .save = save};
     t->for_blocks(t, NAME(blocks)(c), NAME(exp_sum_block), &p);
     return NAME(merge_blocks)(t, c, 0);
@@ -705,7 +709,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     for (int side = 0; side < 2; side++) {
         const REAL *y = side ? x + at + 1 : x;
         ptrdiff_t n = side ? c - at - 1 : at;
-        NAME(sum_one)(NAME(row_exp_sum)(t, k, y, n, G.base[0], G.floor[0], G.top[0], NULL, 0), &h, &l);
+        NAME(sum_one)(NAME(row_exp_sum)(t, k, y, n, G.base[0], G.floor[0], G.top[0], NULL, 0, 0), &h, &l);
         sum += (long double)h + l;
     }
     sum /= (long double)G.top_term[0] + G.top_lo[0];
