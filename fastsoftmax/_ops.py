@@ -54,9 +54,10 @@ class Op:
     params
         Names of the scalar parameters, in the kernels' argument order; all are passed as floats.
     ulp
-        Promised error in units in the last place of the exact result (``kind="result"``), or of the largest
-        term that goes into it (``kind="term"``): sums of signed terms can cancel, and no rounding of the inputs
-        lets a kernel promise more.
+        Promised error, in units in the last place.
+    ulp_kind
+        Of what: of the exact result ("result"); of max(1, \|result\|) ("unit"), for a logarithm that can be 0; or of the
+        sum of the magnitudes of the terms ("term"): sums of signed terms can cancel.
     bytes_moved
         Row elements that must cross the memory bus, read plus written, per element of a row.
     public
