@@ -56,8 +56,8 @@ class Op:
     ulp
         Promised error, in units in the last place.
     ulp_kind
-        Of what: of the exact result ("result"); of max(1, \|result\|) ("unit"), for a logarithm that can be 0; or of the
-        sum of the magnitudes of the terms ("term"): sums of signed terms can cancel.
+        Of what: of the exact result ("result"); of its magnitude, but at least 1 ("unit"), for a logarithm that can be
+        0; or of the sum of the terms' magnitudes ("term"): sums of signed terms can cancel.
     bytes_moved
         Row elements that must cross the memory bus, read plus written, per element of a row.
     public
