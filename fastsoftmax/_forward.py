@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -167,6 +167,32 @@ def log_softmax(
     return _rowwise("log_softmax", x, axis, where, scale, empty, dtype, out)
 
 
+@overload
+def logsumexp(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    scale: float = 1.0,
+    keepdims: bool = False,
+    return_sign: Literal[True],
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> tuple[Any, Any]: ...
+@overload
+def logsumexp(
+    x: ArrayLike,
+    axis: int | tuple[int, ...] | None = -1,
+    *,
+    b: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    scale: float = 1.0,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    dtype: DTypeLike | None = None,
+    out: Array | None = None,
+) -> Any: ...
 def logsumexp(
     x: ArrayLike,
     axis: int | tuple[int, ...] | None = -1,
