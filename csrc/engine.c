@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Elements that keep a thread busy for longer than it takes to start it (1 us while it spins, 20 us when it sleeps). */
+/* Elements that keep a thread busy for longer than it takes to start it.  Estimated, not yet tuned by measurement. */
 enum { WORTH_A_THREAD = 8192 };
 
 /* Bytes of one operand that a thread takes at a time: long enough for the prefetcher, short enough to share evenly. */

@@ -1,7 +1,7 @@
 /* The thread pool.
  *
- * Why not OpenMP: libgomp hangs in a process that was forked after use, each wheel brings a copy of its own, and waking a
- * sleeping team takes 45 us where these threads, which spin a little before they sleep, need 1 us.
+ * Why not OpenMP: libgomp hangs in a process that was forked after use, and each wheel brings a copy of its own.  These
+ * threads spin a little before they sleep, so that the next call need not wake them.
  *
  * One job runs at a time.  A caller that finds the pool busy does its work alone, so that nested calls and calls from many
  * Python threads neither wait for each other nor oversubscribe the machine.  A job is open from its publication until its
@@ -27,8 +27,8 @@
 
 enum { MAX_WORKERS = 255 };
 
-/* How long an idle worker spins before it sleeps: about 20 us at 40 cycles a pause.  Longer keeps the next call's start
- * at 1 us for more callers, but takes the core from other libraries' threads. */
+/* How long an idle worker spins before it sleeps: some 20 us at 40 cycles a pause.  Longer would spare more calls the
+ * waking, but takes the core from other libraries' threads.  Estimated, not yet tuned by measurement. */
 enum { SPINS = 2000 };
 
 /* A job's state: its number, whether it is closed, and how many workers are in it. */

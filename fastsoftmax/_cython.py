@@ -96,7 +96,7 @@ def _found(op: str, number: int) -> Any:
 def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
     """Compute the straight case without the plan, or return None: see ``Kernel.quick``.
 
-    A call on an 8 x 10 array takes 1 us this way, 15 us through the plan.
+    A call on an 8 x 10 array takes 1.2 us this way, 17 us through the plan.
     """
     x = ins[0]
     if type(x) is not np.ndarray:
