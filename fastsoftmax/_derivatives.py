@@ -95,8 +95,8 @@ def softmax_jvp(
     -----
     A class of probability 0 gets 0, whatever ``t`` is there.  The tail keeps its relative precision when one class
     dominates, a uniform ``t`` gives exactly 0, and each row of the result sums to 0 within a few ULP of its largest
-    term, plus the roundings of its C terms (tested: 4 + sqrt(C)/2 ULP): ``t`` is taken relative to its value at the most
-    probable class, and the rounding of a ``p`` that sums to nearly 1 is divided out.  Source: the quotient rule,
+    term, plus the roundings of its C terms (tested: 4 + sqrt(C)/2 ULP): ``t`` is taken relative to its value at the
+    most probable class, and the rounding of a ``p`` that sums to nearly 1 is divided out.  Source: the quotient rule,
     J = diag(p) - p p^T.
 
     Examples
