@@ -1,7 +1,6 @@
 /* The operations on rows, one kernel each, over the passes and groups of rows.h.
  *
- * A kernel is a function NAME(op_rows)(t, NV), where NV is the number of vectors of a row of few classes, else 0, and an
- * entry in FS_OPS.  Its operands and parameters stand in t in the order of the table in fastsoftmax/_ops.py, which holds
+ * A kernel is a function NAME(op_rows)(t, cols), where cols tells the layout (rows.h), and an entry in FS_OPS.  Its operands and parameters stand in t in the order of the table in fastsoftmax/_ops.py, which holds
  * the definition that the tests compare it with. */
 
 #ifndef FS_OPS
@@ -28,82 +27,109 @@
 #define ONE(operand, r) (*ROW(operand, r))
 #define LABEL(operand, r) (*(const int64_t *)(t->data[operand] + (r)*t->step[operand]))
 
-/* Loop over the groups of a tile: rows i to i + g. */
+/* Loop over the groups of a tile: rows i to i + g; and over what a pass takes of a group: each row, or all at once. */
 #define FOR_GROUPS(i, g)                                                                                              \
-    for (ptrdiff_t i = 0, g, most_ = NAME(group_rows)(t->c, NV); i < t->n && (g = NAME(group_size)(t->n - i, most_));  \
-         i += g)
+    for (ptrdiff_t i = 0, g, most_ = NAME(group_rows)(t->c, cols);                                                    \
+         i < t->n && (g = NAME(group_size)(t->n - i, most_)); i += g)
+#define FOR_PASSES(r, g) for (ptrdiff_t r = 0; r < (cols ? 1 : (g)); r++)
 
-/* Where the terms of row r of a group are kept between the passes: few classes aside, in whole vectors; longer rows in
- * the result `y`, if `keep`; else nowhere, and they are computed again, with the same bits. */
-#define ASIDE REAL aside[NV ? W * NV * W : 1]
-#define TERMS(y, r) (NV ? aside + (r) * (NV * W) : keep ? (y) : NULL)
+/* An operand's columns: memory for them, filled from (or written to) its rows; and where a pass finds the operand. */
+#define COLUMNS(operand) REAL operand##_columns[cols ? COLUMNS_MAX * W : 1] __attribute__((aligned(64)))
+#define BRING(operand, i, g)                                                                                          \
+    do {                                                                                                              \
+        if (cols)                                                                                                     \
+            NAME(bring)(t, operand, i, g, operand##_columns);                                                        \
+    } while (0)
+#define SEND(operand, i, g)                                                                                           \
+    do {                                                                                                              \
+        if (cols)                                                                                                     \
+            NAME(send)(t, operand, i, g, operand##_columns);                                                         \
+    } while (0)
+#define OF(operand, r) (cols ? operand##_columns : ROW(operand, r))
+
+/* Where the terms of a row or group are kept between the passes: in the result, if `keep`; else nowhere, and they are
+ * computed again, with the same bits. */
+#define TERMS(y) (cols || keep ? (y) : NULL)
 
 /* The term at j of a pass: as stored, or computed again. */
 #define TERM                                                                                                          \
-    (p->terms ? V(load)(p->terms + j)                                                                                 \
-              : NAME(exp_term)(p->k, V(load)(p->x + j), V(set1)(p->base), V(set1)(p->floor), V(set1)(p->top)))
+    (p->terms ? V(load)(p->terms + j) : NAME(exp_term)(p->k, V(load)(p->x + j), p->base, p->floor, p->top))
 #define TERM_REST                                                                                                     \
-    (NV ? V(load)(p->terms + j)                                                                                       \
-        : p->terms ? V(load_head)(p->terms + j, rest, V(set1)(0))                                                     \
-                   : NAME(exp_term)(p->k, V(load_head)(p->x + j, rest, V(set1)(-(REAL)INFINITY)), V(set1)(p->base),   \
-                                    V(set1)(p->floor), V(set1)(p->top)))
+    (p->terms ? V(load_head)(p->terms + j, rest, V(set1)(0))                                                          \
+              : NAME(exp_term)(p->k, V(load_head)(p->x + j, rest, V(set1)(-(REAL)INFINITY)), p->base, p->floor, p->top))
 
-/* The same expression at every vector of a row and at its rest, which AT loads and PUT stores. */
+/* Run a step at every vector of a row and at its rest, `whole` telling which. */
+#define EVERYWHERE(...)                                                                                               \
+    EACH_VECTOR(                                                                                                      \
+        cols, c,                                                                                                      \
+        {                                                                                                             \
+            enum { whole = 1 };                                                                                       \
+            const ptrdiff_t rest = W;                                                                                 \
+            ({ __VA_ARGS__; });                                                                                       \
+            (void)rest;                                                                                               \
+            (void)whole;                                                                                              \
+        },                                                                                                            \
+        {                                                                                                             \
+            enum { whole = 0 };                                                                                       \
+            ({ __VA_ARGS__; });                                                                                       \
+            (void)whole;                                                                                              \
+        })
+
+/* Store the same expression there; AT loads an operand's vector. */
 #define EMIT(from, expression)                                                                                        \
-    do {                                                                                                              \
-        EACH_VECTOR(                                                                                                  \
-            NV, c,                                                                                                    \
-            {                                                                                                         \
-                enum { whole = 1 };                                                                                   \
-                const ptrdiff_t rest = W;                                                                             \
-                j += from;                                                                                            \
-                if (!NV)                                                                                              \
-                    __builtin_prefetch((const char *)(p->y + j) + AHEAD, 1);                                          \
-                VEC emitted_ = (expression);                                                                                 \
-                V(store)(p->y + j, emitted_);                                                                          \
-                j -= from;                                                                                            \
-                (void)rest;                                                                                           \
-                (void)whole;                                                                                          \
-            },                                                                                                        \
-            {                                                                                                         \
-                enum { whole = 0 };                                                                                   \
-                j += from;                                                                                            \
-                VEC emitted_ = (expression);                                                                                 \
-                V(store_head)(p->y + j, rest, emitted_);                                                                     \
-                j -= from;                                                                                            \
-                (void)whole;                                                                                          \
-            });                                                                                                       \
-    } while (0)
+    EVERYWHERE({                                                                                                      \
+        j += from;                                                                                                    \
+        if (!cols && whole)                                                                                           \
+            __builtin_prefetch((const char *)(p->y + j) + AHEAD, 1);                                                  \
+        VEC emitted_ = (expression);                                                                                  \
+        if (whole)                                                                                                    \
+            V(store)(p->y + j, emitted_);                                                                             \
+        else                                                                                                          \
+            V(store_head)(p->y + j, rest, emitted_);                                                                  \
+        j -= from;                                                                                                    \
+    })
 #define AT(pointer, fill) (whole ? V(load)((pointer) + j) : V(load_head)((pointer) + j, rest, V(set1)((REAL)(fill))))
 #define TERM_HERE (whole ? TERM : TERM_REST)
+/* At a vector of classes: as it stands in memory, or one class in all lanes. */
+#define CLASS_AT(pointer, fill) (cols ? V(set1)((pointer)[j / W]) : AT(pointer, fill))
 
 /* Sums and forward terms of a group: maxima, terms, sums. */
-#define GROUP_TERMS(X_, y, i, g)                                                                                      \
+#define GROUP_TERMS(X_, y_, i, g)                                                                                     \
     do {                                                                                                              \
-        SUM sums[W];                                                                                                  \
-        NAME(group_max)(&G, t, X_, i, g, NV);                                                                         \
+        SUMS sums;                                                                                                    \
+        NAME(group_max)(&G, t, X_, i, g, OF(X_, i), cols);                                                            \
         NAME(group_prepare)(&G, &k);                                                                                  \
-        for (ptrdiff_t r = 0; r < g; r++)                                                                             \
-            sums[r] = NAME(row_exp_sum)(t, &k, ROW(X_, i + r), t->c, G.base[r], G.floor[r], G.top[r], TERMS(y, r),    \
-                                        g * t->step[X_], NV);                                                         \
-        for (ptrdiff_t r = g; r < W; r++)                                                                             \
-            sums[r] = sums[0];                                                                                        \
-        NAME(group_sums)(&G, sums);                                                                                   \
+        FOR_PASSES(r, g) {                                                                                            \
+            PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
+            p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
+            p.next = g * t->step[X_];                                                                                 \
+            sums.of[r] = NAME(exp_sum)(&p, cols);                                                                     \
+        }                                                                                                             \
+        NAME(group_sums)(&G, &sums, g, cols);                                                                         \
     } while (0)
 
-#define FORWARD_PASS(X_, y_, r)                                                                                       \
+#define FORWARD_PASS(X_, y_, i, r)                                                                                    \
     (PASS) {                                                                                                          \
-        .t = t, .k = &k, .c = t->c, .x = ROW(X_, i + r), .y = (y_), .terms = TERMS(y_, r), .base = G.base[r],         \
-        .floor = G.floor[r], .top = G.top[r], .m = G.m[r]                                                             \
+        .t = t, .k = &k, .c = t->c, .x = OF(X_, i + r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),      \
+        .floor = LANES(G.floor, r), .top = LANES(G.top, r), .m = LANES(G.m, r)                                        \
     }
+
+/* Give the group's special rows their values. */
+#define FILL_SPECIAL(Y_, i, g, if_empty)                                                                              \
+    do {                                                                                                              \
+        if (__builtin_expect(G.special != 0, 0))                                                                      \
+            for (ptrdiff_t r = 0; r < g; r++)                                                                         \
+                if (G.special >> r & 1)                                                                               \
+                    NAME(fill)(ROW(Y_, i + r), t->c, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);        \
+    } while (0)
 
 /* --- forward -------------------------------------------------------------------------------------------------------- */
 
-/* flag: one class has more than half; it gets `q`, 1 minus the others: next to 1 ULPs are finest, and none is above. */
-FS_INLINE void NAME(emit_scaled)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+/* flag: one class may have more than half; it gets `q`, 1 minus the others: next to 1 ULPs are finest, and none is above. */
+FS_INLINE void NAME(emit_scaled)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC hi = V(set1)(p->hi), lo = V(set1)(p->lo), top = V(set1)(p->q), half = V(set1)((REAL)0.5);
-    if (p->flag)
+    const VEC hi = p->hi, lo = p->lo, top = p->q, half = V(set1)((REAL)0.5);
+    if (cols || p->flag)
         EMIT(from, ({
                  VEC y = NAME(mul2)(TERM_HERE, hi, lo);
                  V(select)(V(lt)(half, y), top, y);
@@ -113,45 +139,42 @@ FS_INLINE void NAME(emit_scaled)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
 }
 DEFINE_EMIT(emit_scaled)
 
-FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
 {
     enum { X, Y };
     const EXPK k = NAME(exp_constants)(t->params[0]);
     const int empty = t->params[1] != 0, keep = t->c <= SAVE_LIMIT;
-    ASIDE;
+    COLUMNS(X);
+    COLUMNS(Y);
     GROUP G;
     REAL hi[W], lo[W], top[W];
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, X, i, g, 0);
-            NAME(fetch_ahead)(t, Y, i, g, 1);
-        }
-        GROUP_TERMS(X, ROW(Y, i + r), i, g);
+        BRING(X, i, g);
+        GROUP_TERMS(X, OF(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
         for (int r = 0; r < W; r++)
             top[r] = (REAL)(1 - G.rest[r] / (1 + G.rest[r]));
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = FORWARD_PASS(X, ROW(Y, i + r), r);
-            p.hi = hi[r];
-            p.lo = lo[r];
-            p.q = top[r];
+        FOR_PASSES(r, g) {
+            PASS p = FORWARD_PASS(X, OF(Y, i + r), i, r);
+            p.hi = LANES(hi, r);
+            p.lo = LANES(lo, r);
+            p.q = LANES(top, r);
             p.flag = G.rest[r] < 0.9;
-            if (__builtin_expect(G.special >> r & 1, 0))
-                NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN);
-            else
-                NAME(emit_scaled_row)(&p, NV);
+            NAME(emit_scaled_all)(&p, cols);
         }
+        SEND(Y, i, g);
+        FILL_SPECIAL(Y, i, g, 0);
     }
 }
 
 /* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel. */
-FS_INLINE void NAME(emit_log)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+FS_INLINE void NAME(emit_log)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC m = V(set1)(p->m), log = V(set1)(p->hi), log_lo = V(set1)(p->lo);
+    const VEC m = p->m, log = p->hi, log_lo = p->lo;
     if (p->flag) { /* scale is 1 */
         EMIT(from, V(sub)(V(sub)(V(sub)(AT(p->x, 0), m), log), log_lo));
     } else {
-        const VEC s = V(set1)(p->u), s_lo = V(set1)(p->v), low = V(set1)(-(REAL)INFINITY);
+        const VEC s = p->u, s_lo = p->v, low = V(set1)(-(REAL)INFINITY);
         EMIT(from, ({
                  VEC d = V(sub)(AT(p->x, 0), m);
                  V(select)(V(eq)(d, low), low, V(fma)(d, s, V(fma)(d, s_lo, V(sub)(V(set1)(0), log))));
@@ -160,52 +183,48 @@ FS_INLINE void NAME(emit_log)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const 
 }
 DEFINE_EMIT(emit_log)
 
-FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
 {
     enum { X, Y };
     const EXPK k = NAME(exp_constants)(t->params[0]);
+    const REAL scale = (REAL)k.scale, scale_lo = (REAL)(k.scale - scale);
     const int empty = t->params[1] != 0, keep = 0;
-    ASIDE;
+    COLUMNS(X);
+    COLUMNS(Y);
     GROUP G;
+    REAL log[W], log_lo[W];
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, X, i, g, 0);
-            NAME(fetch_ahead)(t, Y, i, g, 1);
-        }
+        BRING(X, i, g);
         GROUP_TERMS(X, NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = FORWARD_PASS(X, ROW(Y, i + r), r);
-            p.hi = (REAL)G.log[r];
-            p.lo = (REAL)((G.log_hi[r] - p.hi) + G.log_lo[r]);
-            p.u = (REAL)k.scale;
-            p.v = (REAL)(k.scale - p.u);
-            p.flag = k.scale == 1;
-            if (__builtin_expect(G.special >> r & 1, 0))
-                NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? -(REAL)INFINITY : (REAL)NAN);
-            else
-                NAME(emit_log_row)(&p, NV);
+        for (int r = 0; r < W; r++) {
+            log[r] = (REAL)G.log[r];
+            log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
+        FOR_PASSES(r, g) {
+            PASS p = FORWARD_PASS(X, OF(Y, i + r), i, r);
+            p.hi = LANES(log, r);
+            p.lo = LANES(log_lo, r);
+            p.u = V(set1)(scale);
+            p.v = V(set1)(scale_lo);
+            p.flag = k.scale == 1;
+            NAME(emit_log_all)(&p, cols);
+        }
+        SEND(Y, i, g);
+        FILL_SPECIAL(Y, i, g, -(REAL)INFINITY);
     }
 }
 
-FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
     const EXPK k = NAME(exp_constants)(t->params[0]);
     const int keep = 0;
+    COLUMNS(X);
     GROUP G;
-    (void)keep;
     FOR_GROUPS(i, g) {
-        REAL *aside = NULL;
-        (void)aside;
-        if (NV)
-            NAME(fetch_ahead)(t, X, i, g, 0);
-#undef TERMS
-#define TERMS(y, r) NULL
+        BRING(X, i, g);
         GROUP_TERMS(X, NULL, i, g);
-#undef TERMS
-#define TERMS(y, r) (NV ? aside + (r) * (NV * W) : keep ? (y) : NULL)
         NAME(group_log)(&G, t, &k, X, i, g);
         double m[W], s[W];
         for (int r = 0; r < W; r++)
@@ -221,10 +240,10 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int NV)
 }
 
 /* The sum of b exp, both signs; b = 0 excludes a class whatever x is there. */
-FS_INLINE void NAME(weighted_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(weighted_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
     const VEC zero = V(set1)(0), low = V(set1)(-(REAL)INFINITY);
-    const VEC vb = V(set1)(p->base), vl = V(set1)(p->floor), vt = V(set1)(p->top);
+    const VEC vb = p->base, vl = p->floor, vt = p->top;
     const REAL *x = p->x + from, *b = p->other + from;
     ACC a = NAME(acc_zero)();
 #define WEIGHTED(load_x, load_b)                                                                                      \
@@ -232,7 +251,7 @@ FS_INLINE void NAME(weighted_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, S
         VEC f = load_b, e = NAME(exp_term)(p->k, V(select)(V(eq)(f, zero), low, load_x), vb, vl, vt);                 \
         NAME(acc_product)(&a, f, e);                                                                                  \
     } while (0)
-    EACH_VECTOR(NV, c, WEIGHTED(V(load)(x + j), V(load)(b + j)),
+    EACH_VECTOR(cols, c, WEIGHTED(V(load)(x + j), V(load)(b + j)),
                 WEIGHTED(V(load_head)(x + j, rest, low), V(load_head)(b + j, rest, zero)));
 #undef WEIGHTED
     s[0] = NAME(acc_done)(a, 0);
@@ -240,9 +259,10 @@ FS_INLINE void NAME(weighted_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, S
 }
 DEFINE_SUMS(weighted_sums)
 
-FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int cols)
 {
     enum { X, B, S, SIGN };
+    (void)cols;
     const EXPK k = NAME(exp_constants)(t->params[0]);
     for (ptrdiff_t i = 0; i < t->n; i++) {
         const REAL *x = ROW(X, i), *b = ROW(B, i);
@@ -266,9 +286,10 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int NV)
             for (int r = 0; r < W; r++)
                 G.m[r] = m;
             NAME(group_prepare)(&G, &k);
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = x, .other = b, .base = G.base[0], .floor = G.floor[0], .top = G.top[0]};
-            SUM first, second;
-            NAME(weighted_sums_row)(&p, &first, &second, NV);
+            PASS p = {.t = t, .k = &k, .c = t->c, .x = x, .other = b, .base = V(set1)(G.base[0]),
+                      .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
+            ACC first, second;
+            NAME(weighted_sums_all)(&p, &first, &second, 0);
             double hi, lo;
             NAME(sum_one)(first, &hi, &lo);
             sum = hi + lo;
@@ -296,14 +317,14 @@ FS_INLINE VEC NAME(prob)(const EXPK *k, VEC logp)
 /* Fetch the next group's row while this one is computed, if the pass knows where it is. */
 #define FETCH_NEXT(x, j)                                                                                              \
     do {                                                                                                              \
-        if (!NV)                                                                                                      \
+        if (!cols)                                                                                                    \
             __builtin_prefetch((const char *)((x) + (j)) + p->next, 0, 2);                                            \
     } while (0)
 
 /* sum p and sum p (t - u) where p is not 0.  flag: x holds log p. */
-FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    const VEC zero = V(set1)(0), ref = V(set1)(p->u);
+    const VEC zero = V(set1)(0), ref = p->u;
     const REAL *x = p->x + from, *t = p->other + from;
     const REAL fill = p->flag ? -(REAL)INFINITY : 0;
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
@@ -315,7 +336,7 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
         NAME(acc_any)(&a, q);                                                                                         \
         NAME(acc_times_difference)(&b, q, V(select)(V(eq)(q, zero), ref, load_t), ref);                               \
     } while (0)
-    EACH_VECTOR(NV, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
+    EACH_VECTOR(cols, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
                 CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
 #undef CENTRE
     s[0] = NAME(acc_done)(a, 0);
@@ -324,9 +345,9 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM
 DEFINE_SUMS(centre_sums)
 
 /* scale p (t - centre), or scale (t - centre) if flag; 0 for classes of probability 0. */
-FS_INLINE void NAME(emit_centred)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+FS_INLINE void NAME(emit_centred)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC zero = V(set1)(0), hi = V(set1)(p->hi), lo = V(set1)(p->lo), s = V(set1)(p->v);
+    const VEC zero = V(set1)(0), hi = p->hi, lo = p->lo, s = p->v;
     const VEC dead = V(set1)(p->flag ? -(REAL)INFINITY : 0);
     if (p->flag) {
         EMIT(from, ({
@@ -364,63 +385,75 @@ FS_INLINE ptrdiff_t NAME(find)(const REAL *x, ptrdiff_t c, REAL m)
     return 0;
 }
 
-/* Softmax and log-softmax times a tangent; `logs` tells which. */
-FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int NV, const int logs)
+/* t at each row's first largest p, where that class can occur, else 0. */
+FS_INLINE void NAME(tangents_at_top)(const fs_tile *t, int P, int T, ptrdiff_t i, ptrdiff_t g, const GROUP *G,
+                                     const REAL *p, const REAL *x, REAL dead, REAL *ref, const int cols)
 {
-    enum { P, T, Y };
-    const EXPK k = NAME(exp_constants)(1);
-    const double scale = t->params[0];
-    GROUP G;
-    FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, P, i, g, 0);
-            NAME(fetch_ahead)(t, T, i, g, 0);
-            NAME(fetch_ahead)(t, Y, i, g, 1);
-        }
-        SUM total[W], dot[W];
-        REAL ref[W];
-        double dot_hi[W], dot_lo[W];
-        NAME(group_max)(&G, t, P, i, g, NV);
+    if (cols) {
+        VEC m = V(load)(G->m), at = V(load)(x);
+        for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W)
+            at = V(select)(V(eq)(V(load)(p + j), m), V(load)(x + j), at);
+        V(store)(ref, V(select)(V(eq)(m, V(set1)(dead)), V(set1)(0), at));
+    } else {
         for (ptrdiff_t r = 0; r < g; r++) {
-            const REAL *p = ROW(P, i + r), *x = ROW(T, i + r);
-            ptrdiff_t at = NAME(find)(p, t->c, G.m[r]);
-            ref[r] = p[at] == (logs ? -(REAL)INFINITY : 0) ? 0 : x[at];
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = p, .other = x, .u = ref[r], .flag = logs, .next = g * t->step[P]};
-            NAME(centre_sums_row)(&pass, &total[r], &dot[r], NV);
-        }
-        for (ptrdiff_t r = g; r < W; r++) {
-            total[r] = total[0];
-            dot[r] = dot[0];
-        }
-        NAME(sum_rows)(total, G.s, G.s_lo);
-        NAME(sum_rows)(dot, dot_hi, dot_lo);
-        for (ptrdiff_t r = 0; r < g; r++) {
-            /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
-             * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
-            double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], centre, low;
-            if (fabs(lack) <= UNIT_SUM_BAND) {
-                centre = dot_hi[r] / sum;
-                low = (fma(-centre, sum, dot_hi[r]) - centre * G.s_lo[r] + dot_lo[r]) / sum;
-            } else {
-                centre = dot_hi[r] - ref[r] * lack;
-                low = dot_lo[r];
-            }
-            /* ref + centre + low in two parts; where t is ref, what remains is exactly the centre. */
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .y = ROW(Y, i + r),
-                         .v = (REAL)scale, .flag = logs};
-            pass.hi = (REAL)(ref[r] + centre);
-            double key = ref[r], hi = pass.hi, rest = fabs(key) < fabs(centre) ? (centre - hi) + key : (key - hi) + centre;
-            pass.lo = fabs(hi) < INFINITY ? (REAL)(rest + low) : 0;
-            NAME(emit_centred_row)(&pass, NV);
+            ptrdiff_t at = NAME(find)(ROW(P, i + r), t->c, G->m[r]);
+            ref[r] = ROW(P, i + r)[at] == dead ? 0 : ROW(T, i + r)[at];
         }
     }
 }
 
-FS_INLINE void NAME(softmax_jvp_rows)(const fs_tile *t, const int NV) { NAME(centred_rows)(t, NV, 0); }
-FS_INLINE void NAME(log_softmax_jvp_rows)(const fs_tile *t, const int NV) { NAME(centred_rows)(t, NV, 1); }
+/* Softmax and log-softmax times a tangent; `logs` tells which. */
+FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int logs)
+{
+    enum { P, T, Y };
+    const EXPK k = NAME(exp_constants)(1);
+    const double scale = t->params[0];
+    COLUMNS(P);
+    COLUMNS(T);
+    COLUMNS(Y);
+    GROUP G;
+    FOR_GROUPS(i, g) {
+        SUMS total, dot;
+        REAL ref[W] = {0}, hi[W], lo[W];
+        double dot_hi[W], dot_lo[W];
+        BRING(P, i, g);
+        BRING(T, i, g);
+        NAME(group_max)(&G, t, P, i, g, OF(P, i), cols);
+        NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i), OF(T, i), logs ? -(REAL)INFINITY : 0, ref, cols);
+        FOR_PASSES(r, g) {
+            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .u = LANES(ref, r),
+                         .flag = logs, .next = g * t->step[P]};
+            NAME(centre_sums_all)(&pass, &total.of[r], &dot.of[r], cols);
+        }
+        NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
+        NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
+        for (ptrdiff_t r = 0; r < W; r++) {
+            /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
+             * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
+            double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], key = ref[r];
+            int unit = fabs(lack) <= UNIT_SUM_BAND;
+            double quotient = dot_hi[r] / sum;
+            double low = unit ? (fma(-quotient, sum, dot_hi[r]) - quotient * G.s_lo[r] + dot_lo[r]) / sum : dot_lo[r];
+            double centre = unit ? quotient : dot_hi[r] - key * lack;
+            /* ref + centre + low in two parts; where t is ref, what remains is exactly the centre. */
+            hi[r] = (REAL)(key + centre);
+            double top = hi[r], rest = fabs(key) < fabs(centre) ? (centre - top) + key : (key - top) + centre;
+            lo[r] = fabs(top) < INFINITY ? (REAL)(rest + low) : 0;
+        }
+        FOR_PASSES(r, g) {
+            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .y = OF(Y, i + r),
+                         .v = V(set1)((REAL)scale), .flag = logs, .hi = LANES(hi, r), .lo = LANES(lo, r)};
+            NAME(emit_centred_all)(&pass, cols);
+        }
+        SEND(Y, i, g);
+    }
+}
+
+FS_INLINE void NAME(softmax_jvp_rows)(const fs_tile *t, const int cols) { NAME(centred_rows)(t, cols, 0); }
+FS_INLINE void NAME(log_softmax_jvp_rows)(const fs_tile *t, const int cols) { NAME(centred_rows)(t, cols, 1); }
 
 /* sum of t where x is alive: p != 0 (times p), or log p != -inf (flag; without p). */
-FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
     const VEC zero = V(set1)(0), dead = V(set1)(p->flag ? -(REAL)INFINITY : 0);
     const REAL *x = p->x + from, *t = p->other + from;
@@ -433,7 +466,7 @@ FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM 
         else                                                                                                          \
             NAME(acc_product)(&a, q, h);                                                                              \
     } while (0)
-    EACH_VECTOR(NV, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
+    EACH_VECTOR(cols, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
                 ALIVE(V(load_head)(x + j, rest, dead), V(load_head)(t + j, rest, zero)));
 #undef ALIVE
     s[0] = NAME(acc_done)(a, 0);
@@ -442,9 +475,9 @@ FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM 
 DEFINE_SUMS(alive_sums)
 
 /* scale (g - p sum g), p = exp(x) */
-FS_INLINE void NAME(emit_log_vjp)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+FS_INLINE void NAME(emit_log_vjp)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC zero = V(set1)(0), hi = V(set1)(p->hi), lo = V(set1)(p->lo), s = V(set1)(p->v);
+    const VEC zero = V(set1)(0), hi = p->hi, lo = p->lo, s = p->v;
     const VEC dead = V(set1)(-(REAL)INFINITY);
     EMIT(from, ({
              VEC x = AT(p->x, 0), q = NAME(prob)(p->k, x);
@@ -454,59 +487,62 @@ FS_INLINE void NAME(emit_log_vjp)(const PASS *p, ptrdiff_t from, ptrdiff_t c, co
 }
 DEFINE_EMIT(emit_log_vjp)
 
-FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
 {
     enum { P, T, Y };
     const EXPK k = NAME(exp_constants)(1);
+    COLUMNS(P);
+    COLUMNS(T);
+    COLUMNS(Y);
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, P, i, g, 0);
-            NAME(fetch_ahead)(t, T, i, g, 0);
-            NAME(fetch_ahead)(t, Y, i, g, 1);
-        }
-        SUM total[W], same;
+        SUMS total;
+        ACC same;
         double hi[W], lo[W];
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .flag = 1, .next = g * t->step[P]};
-            NAME(alive_sums_row)(&p, &total[r], &same, NV);
+        REAL head[W], rest[W];
+        BRING(P, i, g);
+        BRING(T, i, g);
+        FOR_PASSES(r, g) {
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .flag = 1, .next = g * t->step[P]};
+            NAME(alive_sums_all)(&p, &total.of[r], &same, cols);
         }
-        for (ptrdiff_t r = g; r < W; r++)
-            total[r] = total[0];
-        NAME(sum_rows)(total, hi, lo);
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .y = ROW(Y, i + r),
-                      .hi = (REAL)hi[r], .v = (REAL)t->params[0]};
-            p.lo = (REAL)(hi[r] - p.hi + lo[r]);
-            NAME(emit_log_vjp_row)(&p, NV);
+        NAME(sum_rows)(&total, g, hi, lo, cols);
+        for (int r = 0; r < W; r++) {
+            head[r] = (REAL)hi[r];
+            rest[r] = (REAL)(hi[r] - head[r] + lo[r]);
         }
+        FOR_PASSES(r, g) {
+            PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .y = OF(Y, i + r),
+                      .hi = LANES(head, r), .lo = LANES(rest, r), .v = V(set1)((REAL)t->params[0])};
+            NAME(emit_log_vjp_all)(&p, cols);
+        }
+        SEND(Y, i, g);
     }
 }
 
-FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
 {
     enum { P, T, S };
+    COLUMNS(P);
+    COLUMNS(T);
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, P, i, g, 0);
-            NAME(fetch_ahead)(t, T, i, g, 0);
-        }
-        SUM dot[W], same;
+        SUMS dot;
+        ACC same;
         double hi[W], lo[W];
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .c = t->c, .x = ROW(P, i + r), .other = ROW(T, i + r), .next = g * t->step[P]};
-            NAME(alive_sums_row)(&p, &dot[r], &same, NV);
+        BRING(P, i, g);
+        BRING(T, i, g);
+        FOR_PASSES(r, g) {
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .next = g * t->step[P]};
+            NAME(alive_sums_all)(&p, &dot.of[r], &same, cols);
         }
-        for (ptrdiff_t r = g; r < W; r++)
-            dot[r] = dot[0];
-        NAME(sum_rows)(dot, hi, lo);
+        NAME(sum_rows)(&dot, g, hi, lo, cols);
         for (ptrdiff_t r = 0; r < g; r++)
             ONE(S, i + r) = (REAL)((hi[r] + lo[r]) * t->params[0]);
     }
 }
 
-FS_INLINE void NAME(emit_times)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+FS_INLINE void NAME(emit_times)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC zero = V(set1)(0), f = V(set1)(p->u), f_lo = V(set1)(p->v);
+    const VEC zero = V(set1)(0), f = p->u, f_lo = p->v;
     EMIT(from, ({
              VEC q = AT(p->x, 0);
              V(select)(V(eq)(q, zero), zero, NAME(mul2)(q, f, f_lo));
@@ -514,23 +550,34 @@ FS_INLINE void NAME(emit_times)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
 }
 DEFINE_EMIT(emit_times)
 
-FS_INLINE void NAME(logsumexp_vjp_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(logsumexp_vjp_rows)(const fs_tile *t, const int cols)
 {
     enum { P, G_, Y };
-    for (ptrdiff_t i = 0; i < t->n; i++) {
-        double g = ONE(G_, i), f = g * t->params[0];
-        PASS p = {.t = t, .c = t->c, .x = ROW(P, i), .y = ROW(Y, i), .u = (REAL)f};
-        p.v = (REAL)(FS_FLOAT ? f - p.u : fma(g, t->params[0], -f));
-        if (!(fabs(f) < INFINITY))
-            p.v = 0;
-        NAME(emit_times_row)(&p, NV);
+    COLUMNS(P);
+    COLUMNS(Y);
+    FOR_GROUPS(i, g) {
+        REAL hi[W] = {0}, lo[W] = {0};
+        BRING(P, i, g);
+        for (ptrdiff_t r = 0; r < g; r++) {
+            double up = ONE(G_, i + r), f = up * t->params[0];
+            hi[r] = (REAL)f;
+            lo[r] = (REAL)(FS_FLOAT ? f - hi[r] : fma(up, t->params[0], -f));
+            if (!(fabs(f) < INFINITY))
+                lo[r] = 0;
+        }
+        FOR_PASSES(r, g) {
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .y = OF(Y, i + r), .u = LANES(hi, r), .v = LANES(lo, r)};
+            NAME(emit_times_all)(&p, cols);
+        }
+        SEND(Y, i, g);
     }
 }
 
-FS_INLINE void NAME(softmax_jacobian_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(softmax_jacobian_rows)(const fs_tile *t, const int cols)
 {
     enum { P, J };
     const REAL s = (REAL)t->params[0];
+    (void)cols;
     for (ptrdiff_t i = 0; i < t->n; i++) {
         const REAL *p = ROW(P, i);
         REAL *out = ROW(J, i);
@@ -544,20 +591,20 @@ FS_INLINE void NAME(softmax_jacobian_rows)(const fs_tile *t, const int NV)
             others += j == top ? 0 : p[j];
         int unit = fabsl(hi - 1) <= UNIT_SUM_BAND;
         for (ptrdiff_t j = 0; j < t->c; j++) {
-            PASS pass = {.t = t, .c = t->c, .x = p, .y = out + j * t->c, .u = -p[j] * s};
-            NAME(emit_times)(&pass, 0, t->c, NV);
+            PASS pass = {.t = t, .c = t->c, .x = p, .y = out + j * t->c, .u = V(set1)(-p[j] * s), .v = V(set1)(0)};
+            NAME(emit_times)(&pass, 0, t->c, 0);
             long double rest = !unit ? 1 - (long double)p[j] : j == top ? others : hi - p[j];
             out[j * t->c + j] = (REAL)(p[j] * rest * t->params[0]);
         }
     }
 }
 
-FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int cols)
 {
     enum { P, J };
     const EXPK k = NAME(exp_constants)(1);
     const double s = t->params[0];
-    (void)NV;
+    (void)cols;
     for (ptrdiff_t i = 0; i < t->n; i++) {
         const REAL *logp = ROW(P, i);
         REAL *out = ROW(J, i);
@@ -581,48 +628,45 @@ FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int NV)
 
 enum { NAME(SCALE), NAME(EMPTY), NAME(KEEP), NAME(SPREAD), NAME(ZLOSS), NAME(IGNORE) };
 
-/* The first n lanes of a class vector, or of ones if it is NULL; 0 beyond. */
-FS_INLINE VEC NAME(head_of)(const REAL *w, ptrdiff_t n)
+/* Class weights from j on, 1 if there are none; 0 beyond the row. */
+#define WEIGHTS_AT(w) ((w) ? CLASS_AT(w, 0) : whole ? one : NAME(ones)(rest))
+FS_INLINE VEC NAME(ones)(ptrdiff_t n)
 {
     REAL ones[W];
     V(store)(ones, V(set1)(1));
-    return V(load_head)(w ? w : ones, n, V(set1)(0));
+    return V(load_head)(ones, n, V(set1)(0));
 }
 
 /* sum w and sum w (m - x): what smoothing adds to a loss. */
-FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    const VEC zero = V(set1)(0), one = V(set1)(1), m = V(set1)(p->m);
+    const VEC zero = V(set1)(0), one = V(set1)(1), m = p->m;
     const REAL *x = p->x + from, *w = p->w ? p->w + from : NULL;
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
-#define SPREAD_SUM(load_x, load_w)                                                                                    \
-    do {                                                                                                              \
-        VEC q = load_w, d = V(select)(V(eq)(q, zero), zero, V(sub)(m, load_x));                                       \
-        NAME(acc_any)(&a, q);                                                                                         \
-        NAME(acc_product)(&b, q, d);                                                                                  \
-    } while (0)
-    EACH_VECTOR(NV, c, SPREAD_SUM(V(load)(x + j), w ? V(load)(w + j) : one),
-                SPREAD_SUM(V(load_head)(x + j, rest, m), NAME(head_of)(w ? w + j : NULL, rest)));
-#undef SPREAD_SUM
+    EVERYWHERE({
+        VEC q = WEIGHTS_AT(w), d = V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0)));
+        NAME(acc_any)(&a, q);
+        NAME(acc_product)(&b, q, d);
+    });
     s[0] = NAME(acc_done)(a, 0);
     s[1] = NAME(acc_done)(b, 0);
 }
 DEFINE_SUMS(spread_sums)
 
-/* Gradient against class indices but for the target's column: term a - u w. */
-FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+/* Gradient against class indices but for the target's column: term a - u w; flag: there is no u. */
+FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC hi = V(set1)(p->hi), lo = V(set1)(p->lo), u = V(set1)(p->u);
-    if (p->u == 0)
+    const VEC hi = p->hi, lo = p->lo, u = p->u;
+    if (p->flag)
         EMIT(from, NAME(mul2)(TERM_HERE, hi, lo));
     else if (p->w)
-        EMIT(from, V(fnma)(u, AT(p->w, 0), NAME(mul2)(TERM_HERE, hi, lo)));
+        EMIT(from, V(fnma)(u, CLASS_AT(p->w, 0), NAME(mul2)(TERM_HERE, hi, lo)));
     else
         EMIT(from, V(sub)(NAME(mul2)(TERM_HERE, hi, lo), u));
 }
 DEFINE_EMIT(emit_index)
 
-FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradient)
+FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int gradient)
 {
     enum { X, LABELS, WEIGHT, V_, G_GRAD, LOSS = 4, LOSS_GRAD = 5, DX = 6 };
     const double *o = t->params;
@@ -632,15 +676,12 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
     const int64_t ignore = (int64_t)o[NAME(IGNORE)];
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X];
-    ASIDE;
+    COLUMNS(X);
+    COLUMNS(DX);
     GROUP G;
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, X, i, g, 0);
-            if (gradient)
-                NAME(fetch_ahead)(t, DX, i, g, 1);
-        }
-        GROUP_TERMS(X, gradient ? ROW(DX, i + r) : NULL, i, g);
+        BRING(X, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL at[W], term[W], hi[W], lo[W];
         double m[W], wy[W], v[W], up[W], weights[W], weights_lo[W], spreads[W], factor[W], target[W];
@@ -664,19 +705,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
                 up[r] = ONE(G_GRAD, i + r);
         }
         if (spread != 0) {
-            SUM a[W], b[W];
+            SUMS a, b;
             double low[W];
-            for (ptrdiff_t r = 0; r < W; r++) {
-                PASS p = {.t = t, .c = t->c, .x = ROW(X, i + (r < g ? r : 0)), .w = w, .m = G.m[r < g ? r : 0]};
-                if (r < g) {
-                    NAME(spread_sums_row)(&p, &a[r], &b[r], NV);
-                } else {
-                    a[r] = a[0];
-                    b[r] = b[0];
-                }
+            FOR_PASSES(r, g) {
+                PASS p = {.t = t, .c = t->c, .x = OF(X, i + r), .w = w, .m = LANES(G.m, r)};
+                NAME(spread_sums_all)(&p, &a.of[r], &b.of[r], cols);
             }
-            NAME(sum_rows)(a, weights, weights_lo);
-            NAME(sum_rows)(b, spreads, low);
+            NAME(sum_rows)(&a, g, weights, weights_lo, cols);
+            NAME(sum_rows)(&b, g, spreads, low, cols);
         }
         if (gradient)
             V(store)(term, NAME(exp_term)(&k, V(load)(at), V(load)(G.base), V(load)(G.floor), V(load)(G.top)));
@@ -732,26 +768,32 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int NV, const int gradie
         if (!gradient)
             continue;
         NAME(group_inverse)(&G, factor, hi, lo);
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = FORWARD_PASS(X, ROW(DX, i + r), r);
-            if (ignored >> r & 1) {
-                NAME(fill)(p.y, t->c, 0);
-            } else if (__builtin_expect(G.special >> r & 1, 0)) {
-                NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN);
-            } else {
-                p.w = w;
-                p.hi = hi[r];
-                p.lo = lo[r];
-                p.u = (REAL)(v[r] * up[r] * scale * spread);
-                NAME(emit_index_row)(&p, NV);
-                p.y[LABEL(LABELS, i + r)] = (REAL)target[r];
-            }
+        REAL u[W];
+        for (int r = 0; r < W; r++)
+            u[r] = (REAL)(v[r] * up[r] * scale * spread);
+        FOR_PASSES(r, g) {
+            PASS p = FORWARD_PASS(X, OF(DX, i + r), i, r);
+            p.w = w;
+            p.hi = LANES(hi, r);
+            p.lo = LANES(lo, r);
+            p.u = LANES(u, r);
+            p.flag = spread == 0;
+            NAME(emit_index_all)(&p, cols);
         }
+        SEND(DX, i, g);
+        for (ptrdiff_t r = 0; r < g; r++)
+            if (!(ignored >> r & 1))
+                ROW(DX, i + r)[LABEL(LABELS, i + r)] = (REAL)target[r];
+        FILL_SPECIAL(DX, i, g, 0);
+        if (ignored)
+            for (ptrdiff_t r = 0; r < g; r++)
+                if (ignored >> r & 1)
+                    NAME(fill)(ROW(DX, i + r), t->c, 0);
     }
 }
 
-FS_INLINE void NAME(cross_entropy_index_rows)(const fs_tile *t, const int NV) { NAME(index_rows)(t, NV, 0); }
-FS_INLINE void NAME(cross_entropy_index_grad_rows)(const fs_tile *t, const int NV) { NAME(index_rows)(t, NV, 1); }
+FS_INLINE void NAME(cross_entropy_index_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, 0); }
+FS_INLINE void NAME(cross_entropy_index_grad_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, 1); }
 
 /* q = w (keep t + spread) of a vector of targets; u is keep, v is spread. */
 FS_INLINE VEC NAME(smoothed)(const PASS *p, VEC t, VEC w, VEC keep, VEC spread)
@@ -762,38 +804,34 @@ FS_INLINE VEC NAME(smoothed)(const PASS *p, VEC t, VEC w, VEC keep, VEC spread)
 }
 
 /* sum q and sum q (m - x), where a zero q counts nothing. */
-FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    const VEC zero = V(set1)(0), m = V(set1)(p->m), u = V(set1)(p->u), v = V(set1)(p->v);
+    const VEC zero = V(set1)(0), one = V(set1)(1), m = p->m, u = p->u, v = p->v;
     const REAL *x = p->x + from, *t = p->other + from, *w = p->w ? p->w + from : NULL;
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
-#define PROBS_SUM(q_, load_x)                                                                                         \
-    do {                                                                                                              \
-        VEC q = q_, d = V(select)(V(eq)(q, zero), zero, V(sub)(m, load_x));                                           \
-        NAME(acc_any)(&a, q);                                                                                         \
-        NAME(acc_product)(&b, q, d);                                                                                  \
-    } while (0)
-    /* The lanes beyond the rest have x = m, and q counts only if it is cleared there, too. */
-    EACH_VECTOR(NV, c, PROBS_SUM(NAME(smoothed)(p, V(load)(t + j), w ? V(load)(w + j) : zero, u, v), V(load)(x + j)),
-                {
-                    REAL lanes[W];
-                    V(store)(lanes, NAME(smoothed)(p, V(load_head)(t + j, rest, zero),
-                                                   w ? V(load_head)(w + j, rest, zero) : zero, u, v));
-                    PROBS_SUM(V(load_head)(lanes, rest, zero), V(load_head)(x + j, rest, m));
-                });
-#undef PROBS_SUM
+    EVERYWHERE({
+        VEC q = NAME(smoothed)(p, AT(t, 0), w ? CLASS_AT(w, 0) : one, u, v);
+        if (!whole) { /* beyond the rest, smoothing has made q of nothing */
+            REAL lanes[W];
+            V(store)(lanes, q);
+            q = V(load_head)(lanes, rest, zero);
+        }
+        VEC d = V(select)(V(eq)(q, zero), zero, V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m)));
+        NAME(acc_any)(&a, q);
+        NAME(acc_product)(&b, q, d);
+    });
     s[0] = NAME(acc_done)(a, 0);
     s[1] = NAME(acc_done)(b, 0);
 }
 DEFINE_SUMS(probs_sums)
 
 /* factor ((all - q) p - q (1 - p)); hi, lo: 1 / sum; base of the scalars: m all, top-class complement in `q`. */
-FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int NV)
+FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC hi = V(set1)(p->hi), lo = V(set1)(p->lo), u = V(set1)(p->u), v = V(set1)(p->v), one = V(set1)(1);
-    const VEC all = V(set1)(p->all), factor = V(set1)(p->factor), not_top = V(set1)(p->q), half = V(set1)((REAL)0.5);
+    const VEC hi = p->hi, lo = p->lo, u = p->u, v = p->v, one = V(set1)(1);
+    const VEC all = p->all, factor = p->factor, not_top = p->q, half = V(set1)((REAL)0.5);
     EMIT(from, ({
-             VEC q = NAME(smoothed)(p, AT(p->other, 0), p->w ? AT(p->w, 0) : one, u, v);
+             VEC q = NAME(smoothed)(p, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one, u, v);
              VEC e = NAME(mul2)(TERM_HERE, hi, lo);
              VEC not_e = V(select)(V(lt)(half, e), not_top, V(sub)(one, e));
              V(mul)(factor, V(fnma)(q, not_e, V(mul)(V(sub)(all, q), e)));
@@ -801,7 +839,7 @@ FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
 }
 DEFINE_EMIT(emit_probs)
 
-FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int NV, const int gradient)
+FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int gradient)
 {
     enum { X, T, WEIGHT, V_, G_GRAD, LOSS = 4, LOSS_GRAD = 5, DX = 6 };
     const double *o = t->params;
@@ -810,33 +848,25 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int NV, const int gradie
     const int empty = o[NAME(EMPTY)] != 0, smooth = one_hot != 1 || spread != 0;
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
-    ASIDE;
+    COLUMNS(X);
+    COLUMNS(T);
+    COLUMNS(DX);
     GROUP G;
     FOR_GROUPS(i, g) {
-        if (NV) {
-            NAME(fetch_ahead)(t, X, i, g, 0);
-            NAME(fetch_ahead)(t, T, i, g, 0);
-            if (gradient)
-                NAME(fetch_ahead)(t, DX, i, g, 1);
-        }
-        GROUP_TERMS(X, gradient ? ROW(DX, i + r) : NULL, i, g);
+        BRING(X, i, g);
+        BRING(T, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        SUM a[W], b[W];
+        SUMS a, b;
         double sum_q[W], dot[W], low[W];
-        REAL hi[W], lo[W];
-        for (ptrdiff_t r = 0; r < g; r++) {
-            PASS p = {.t = t, .c = t->c, .x = ROW(X, i + r), .other = ROW(T, i + r), .w = w, .m = G.m[r],
-                      .u = (REAL)one_hot, .v = (REAL)spread, .flag = smooth};
-            NAME(probs_sums_row)(&p, &a[r], &b[r], NV);
+        REAL hi[W], lo[W], all[W] = {0}, factor[W] = {0}, not_top[W];
+        FOR_PASSES(r, g) {
+            PASS p = {.t = t, .c = t->c, .x = OF(X, i + r), .other = OF(T, i + r), .w = w, .m = LANES(G.m, r),
+                      .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth};
+            NAME(probs_sums_all)(&p, &a.of[r], &b.of[r], cols);
         }
-        for (ptrdiff_t r = g; r < W; r++) {
-            a[r] = a[0];
-            b[r] = b[0];
-        }
-        NAME(sum_rows)(a, sum_q, low);
-        NAME(sum_rows)(b, dot, low);
-        if (gradient)
-            NAME(group_inverse)(&G, NULL, hi, lo);
+        NAME(sum_rows)(&a, g, sum_q, low, cols);
+        NAME(sum_rows)(&b, g, dot, low, cols);
         for (ptrdiff_t r = 0; r < g; r++) {
             double lse = NAME(plus_log)(&G, G.m[r], scale, r), v = ONE(V_, i + r);
             wide value = (wide)sum_q[r] * G.log[r] + (wide)scale * dot[r] + (zloss != 0 ? (wide)zloss * lse * lse : 0);
@@ -848,51 +878,59 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int NV, const int gradie
                 value = G.kind[r] == IS_EMPTY && empty ? (any ? INFINITY : 0) : NAN;
             }
             ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
-            if (!gradient)
-                continue;
-            PASS p = FORWARD_PASS(X, ROW(DX, i + r), r);
-            if (__builtin_expect(special, 0)) {
-                NAME(fill)(p.y, t->c, G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN);
-                continue;
+            if (gradient) {
+                all[r] = (REAL)(sum_q[r] + 2 * zloss * lse);
+                factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             }
-            p.other = ROW(T, i + r);
-            p.w = w;
-            p.hi = hi[r];
-            p.lo = lo[r];
-            p.u = (REAL)one_hot;
-            p.v = (REAL)spread;
-            p.flag = smooth;
-            p.all = (REAL)(sum_q[r] + 2 * zloss * lse);
-            p.factor = (REAL)(v * ONE(G_GRAD, i + r) * scale);
-            p.q = (REAL)(G.rest[r] / (1 + G.rest[r]));
-            NAME(emit_probs_row)(&p, NV);
         }
+        if (!gradient)
+            continue;
+        NAME(group_inverse)(&G, NULL, hi, lo);
+        for (int r = 0; r < W; r++)
+            not_top[r] = (REAL)(G.rest[r] / (1 + G.rest[r]));
+        FOR_PASSES(r, g) {
+            PASS p = FORWARD_PASS(X, OF(DX, i + r), i, r);
+            p.other = OF(T, i + r);
+            p.w = w;
+            p.hi = LANES(hi, r);
+            p.lo = LANES(lo, r);
+            p.u = V(set1)((REAL)one_hot);
+            p.v = V(set1)((REAL)spread);
+            p.flag = smooth;
+            p.all = LANES(all, r);
+            p.factor = LANES(factor, r);
+            p.q = LANES(not_top, r);
+            NAME(emit_probs_all)(&p, cols);
+        }
+        SEND(DX, i, g);
+        FILL_SPECIAL(DX, i, g, 0);
     }
 }
 
-FS_INLINE void NAME(cross_entropy_probs_rows)(const fs_tile *t, const int NV) { NAME(probs_rows)(t, NV, 0); }
-FS_INLINE void NAME(cross_entropy_probs_grad_rows)(const fs_tile *t, const int NV) { NAME(probs_rows)(t, NV, 1); }
+FS_INLINE void NAME(cross_entropy_probs_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, 0); }
+FS_INLINE void NAME(cross_entropy_probs_grad_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, 1); }
 
 /* --- internal ----------------------------------------------------------------------------------------------------------- */
 
-FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, SUM *s, const int NV)
+FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
     const REAL *x = p->x + from;
     ACC a = NAME(acc_zero)();
-    EACH_VECTOR(NV, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
+    EACH_VECTOR(cols, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
     s[0] = NAME(acc_done)(a, 0);
     s[1] = s[0];
 }
 DEFINE_SUMS(plain_sums)
 
-FS_INLINE void NAME(total_rows)(const fs_tile *t, const int NV)
+FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
+    (void)cols;
     for (ptrdiff_t i = 0; i < t->n; i++) {
         PASS p = {.t = t, .c = t->c, .x = ROW(X, i)};
-        SUM first, second;
+        ACC first, second;
         double hi, lo;
-        NAME(plain_sums_row)(&p, &first, &second, NV);
+        NAME(plain_sums_all)(&p, &first, &second, 0);
         NAME(sum_one)(first, &hi, &lo);
         ONE(S, i) = (REAL)(hi + lo);
     }
@@ -903,10 +941,8 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int NV)
 #define DEFINE_KERNEL(op)                                                                                             \
     static void NAME(op)(const fs_tile *t)                                                                           \
     {                                                                                                                 \
-        if (t->c <= W)                                                                                                \
+        if (t->c <= COLUMNS_MAX)                                                                                      \
             NAME(op##_rows)(t, 1);                                                                                   \
-        else if (t->c <= 2 * W)                                                                                       \
-            NAME(op##_rows)(t, 2);                                                                                   \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                   \
     }

@@ -7,9 +7,15 @@
  *     NAME(x)       x, made unique to the type
  *     V(x)          the vocabulary's word x for this type
  *
- * Rows are taken in groups of up to W.  A group's maxima and sums are reduced together by a transposing tree, after
- * which lane r belongs to row r, so that divisions and logarithms cost a W-th.  Lanes never mix, and the order of
- * additions within a row depends on its length alone: the bits of a row do not depend on its neighbours.
+ * Rows are taken in groups of up to W, in one of two layouts, which the length of the rows alone decides:
+ *
+ *     rows       lanes are classes.  A pass works on one row; a group's maxima and sums are then reduced together by a
+ *                transposing tree, after which lane r belongs to row r, so that divisions and logarithms cost a W-th.
+ *     columns    lanes are rows (few classes, where whole vectors would be mostly empty).  The group is transposed into
+ *                one vector a class; a pass works on the whole group, and nothing needs to be reduced.
+ *
+ * Lanes never mix, and the order of additions within a row depends on its length alone: the bits of a row do not depend
+ * on its neighbours.
  *
  * exp is evaluated on the element itself, not on x - max, which would be rounded: see EXPK.  Sums of terms are carried
  * in double (floats) or in two doubles (doubles); nothing that is 1 - (nearly 1) is ever formed (rest_of_row). */
@@ -17,7 +23,6 @@
 #define VEC NAME(vec)
 #define EXPK NAME(expk)
 #define GROUP NAME(group)
-#define SUM NAME(sum)
 #define W V(W)
 #if FS_FLOAT
 #define MASK mf
@@ -31,7 +36,6 @@
 #if FS_FLOAT
 typedef double wide;
 typedef vf VEC;
-typedef vd SUM;
 #define HALVES 2
 #define DOMINATED 0x1p-24 /* below this part of the sum, the sum minus the maximum is rounding error */
 #define FAR 216.0         /* |max| from which x - max is exact for all x that matter (>= 2 * 105) */
@@ -40,9 +44,6 @@ typedef vd SUM;
 #else
 typedef long double wide;
 typedef vd VEC;
-typedef struct {
-    vd hi, lo;
-} SUM;
 #define HALVES 1
 #define DOMINATED 0x1p-40
 #define FAR 1500.0
@@ -56,6 +57,9 @@ typedef struct {
 
 /* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
+
+/* Classes up to which a group is worked on in columns. */
+#define COLUMNS_MAX 64
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
 
@@ -147,6 +151,7 @@ typedef struct {
     vd a, b;
 } NAME(acc);
 #define ACC NAME(acc)
+#define SUMS NAME(sums)
 
 /* A running sum of doubles starts at ONSET, far above every term (2^BOOST sqrt(2) at most) of an exp-sum, so that Fast2Sum is error-free. */
 #define ONSET (FS_FLOAT ? 0 : 0x1p63)
@@ -239,96 +244,104 @@ FS_INLINE void NAME(acc_merge)(ACC *s, ACC t)
 /* Where one term dominates, all others are in the low parts, whose own rounding errors would grow with the length of the
  * row: move them away every SETTLE rounds. */
 #define SETTLE 8
-FS_INLINE void NAME(acc_settle)(ACC *s, ACC *t, SUM *kept)
+FS_INLINE void NAME(acc_settle)(ACC *s, ACC *t, ACC *kept)
 {
 #if FS_FLOAT
     (void)s, (void)t, (void)kept;
 #else
-    NAME(two_sum)(&kept->hi, &kept->lo, d_add(s->b, t->b));
+    NAME(two_sum)(&kept->a, &kept->b, d_add(s->b, t->b));
     s->b = t->b = d_set1(0);
 #endif
 }
 
 /* Finish a sum that started at `onset`: taking that away is exact. */
-FS_INLINE SUM NAME(acc_done)(ACC s, double onset)
+FS_INLINE ACC NAME(acc_done)(ACC s, double onset)
 {
 #if FS_FLOAT
     (void)onset;
-    return d_add(s.a, s.b);
+    return s;
 #else
-    return (SUM){d_sub(s.a, d_set1(onset)), s.b};
+    return (ACC){d_sub(s.a, d_set1(onset)), s.b};
 #endif
 }
 
-FS_INLINE SUM NAME(sum_of)(double hi, double lo)
+/* A sum that is hi + lo in lane 0 and 0 in the others. */
+FS_INLINE ACC NAME(acc_of)(double hi, double lo)
 {
-    double lane[d_W] = {hi};
-#if FS_FLOAT
-    (void)lo;
-    return d_load(lane);
-#else
-    double low[d_W] = {lo};
-    return (SUM){d_load(lane), d_load(low)};
-#endif
+    double high[d_W] = {FS_FLOAT ? hi + lo : hi}, low[d_W] = {FS_FLOAT ? 0 : lo};
+    return (ACC){d_load(high), d_load(low)};
 }
 
-/* Reduce W rows' sums: hi[r] + lo[r] is the sum of row r. */
-FS_INLINE void NAME(sum_rows)(const SUM *rows, double *hi, double *lo)
+/* What a pass has added up for each row of a group. */
+typedef struct {
+    ACC of[W];
+} SUMS;
+
+/* Reduce a group's sums: hi[r] + lo[r] is the sum of row r. */
+FS_INLINE void NAME(sum_rows)(SUMS *sums, ptrdiff_t g, double *hi, double *lo, const int cols)
 {
+    if (!cols)
+        for (ptrdiff_t r = g; r < W; r++)
+            sums->of[r] = sums->of[0];
 #if FS_FLOAT
+    vd part[2];
 #define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
     for (int h = 0; h < HALVES; h++) {
-        vd s;
-        d_TREE(STEP, vd, (rows + h * d_W), s);
-        d_store(hi + h * d_W, s);
+        if (cols) {
+            part[h] = h ? sums->of[0].b : sums->of[0].a;
+        } else {
+            vd rows[d_W];
+            for (int r = 0; r < d_W; r++)
+                rows[r] = d_add(sums->of[h * d_W + r].a, sums->of[h * d_W + r].b);
+            d_TREE(STEP, vd, rows, part[h]);
+        }
+        d_store(hi + h * d_W, part[h]);
         d_store(lo + h * d_W, d_set1(0));
     }
 #undef STEP
 #else
-    SUM s;
+    ACC s = sums->of[0];
 #define STEP(k, x, y, out)                                                                                            \
     do {                                                                                                              \
-        vd h_ = d_lo##k((x).hi, (y).hi), l_ = d_add(d_lo##k((x).lo, (y).lo), d_hi##k((x).lo, (y).lo));                \
-        NAME(two_sum)(&h_, &l_, d_hi##k((x).hi, (y).hi));                                                            \
-        out = (SUM){h_, l_};                                                                                          \
+        vd h_ = d_lo##k((x).a, (y).a), l_ = d_add(d_lo##k((x).b, (y).b), d_hi##k((x).b, (y).b));                      \
+        NAME(two_sum)(&h_, &l_, d_hi##k((x).a, (y).a));                                                              \
+        out = (ACC){h_, l_};                                                                                          \
     } while (0)
-    d_TREE(STEP, SUM, rows, s);
+    if (!cols)
+        d_TREE(STEP, ACC, sums->of, s);
 #undef STEP
     /* Of an infinite sum the low part is inf - inf. */
-    vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.hi), d_set1(INFINITY)), s.lo, low);
-    NAME(two_sum)(&s.hi, &low, finite);
-    low = d_select(d_lt(d_abs(s.hi), d_set1(INFINITY)), low, d_set1(0));
-    d_store(hi, s.hi);
+    vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), s.b, low);
+    NAME(two_sum)(&s.a, &low, finite);
+    low = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), low, d_set1(0));
+    d_store(hi, s.a);
     d_store(lo, low);
 #endif
 }
 
 /* One row's sum as two numbers. */
-static void NAME(sum_one)(SUM s, double *hi, double *lo)
+static void NAME(sum_one)(ACC s, double *hi, double *lo)
 {
-    SUM rows[W];
+    SUMS sums;
     double h[W], l[W];
-    for (int r = 0; r < W; r++)
-        rows[r] = s;
-    NAME(sum_rows)(rows, h, l);
+    sums.of[0] = s;
+    NAME(sum_rows)(&sums, 1, h, l, 0);
     *hi = h[0];
     *lo = l[0];
 }
 
-/* --- passes over one row ------------------------------------------------------------------------------------------
+/* --- passes -------------------------------------------------------------------------------------------------------
  *
- * NV is how many vectors the row has, if that is known when compiling (few classes), else 0.  EACH_VECTOR(NV, c, step,
- * tail) runs `step` with j at every whole vector and `tail` with j at the rest, of `rest` elements. */
+ * A pass runs over one row, or over the c vectors of a group in columns (cols).  EACH_VECTOR(cols, c, step, tail) runs
+ * `step` with j at every whole vector and `tail` with j at the rest, of `rest` elements. */
 
-#define EACH_VECTOR(NV, c, step, tail)                                                                                \
+#define EACH_VECTOR(cols, c, step, tail)                                                                              \
     do {                                                                                                              \
         ptrdiff_t j = 0;                                                                                              \
-        if (NV) {                                                                                                     \
-            for (int v_ = 0; v_ < (NV)-1; v_++, j += W) {                                                             \
+        if (cols) {                                                                                                   \
+            for (ptrdiff_t end_ = (c)*W; j < end_; j += W) {                                                          \
                 step;                                                                                                 \
             }                                                                                                         \
-            ptrdiff_t rest = (c)-j;                                                                                   \
-            tail;                                                                                                     \
         } else {                                                                                                      \
             for (; j + W <= (c); j += W) {                                                                            \
                 step;                                                                                                 \
@@ -340,50 +353,50 @@ static void NAME(sum_one)(SUM s, double *hi, double *lo)
         }                                                                                                             \
     } while (0)
 
-/* Run a pass block by block if the row is long: FUNCTION fills 4 doubles per block. */
-FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + FS_BLOCK - 1) / FS_BLOCK; }
-
-FS_INLINE VEC NAME(max_flat)(const REAL *x, ptrdiff_t c, const int NV)
-{
-    const VEC low = V(set1)(-(REAL)INFINITY);
-    VEC m0 = low;
-    if (NV) {
-        EACH_VECTOR(NV, c, m0 = V(max)(V(load)(x + j), m0), m0 = V(max)(V(load_head)(x + j, rest, low), m0));
-        return m0;
-    }
-    VEC m1 = low, m2 = low, m3 = low;
-    ptrdiff_t i = 0;
-    for (; i + 4 * W <= c; i += 4 * W) {
-        for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
-            __builtin_prefetch((const char *)(x + i) + AHEAD + o);
-        m0 = V(max)(V(load)(x + i), m0);
-        m1 = V(max)(V(load)(x + i + W), m1);
-        m2 = V(max)(V(load)(x + i + 2 * W), m2);
-        m3 = V(max)(V(load)(x + i + 3 * W), m3);
-    }
-    m0 = V(max)(V(max)(m2, m3), V(max)(m0, m1));
-    const REAL *y = x + i;
-    EACH_VECTOR(0, c - i, m0 = V(max)(V(load)(y + j), m0), m0 = V(max)(V(load_head)(y + j, rest, low), m0));
-    return m0;
-}
-
-/* One pass over one row: where it reads and writes, and its scalars. */
+/* One pass: where it reads and writes, and its scalars, the same in all lanes (rows) or one for each row (columns). */
 typedef struct {
     const fs_tile *t;
     const EXPK *k;
     const REAL *x, *other, *w, *terms;
     REAL *y, *save;
     ptrdiff_t c, next; /* next: bytes to the same place in the next group's row, to be fetched */
-    REAL base, floor, top;
-    REAL hi, lo, m, u, v, q, all, factor;
+    VEC base, floor, top;
+    VEC hi, lo, m, u, v, q, all, factor;
     int flag;
 } NAME(pass);
 #define PASS NAME(pass)
+
+/* Number r of a group's W numbers in all lanes, or all of them. */
+#define LANES(numbers, r) (cols ? V(load)(numbers) : V(set1)((numbers)[r]))
+
+/* Rows longer than FS_BLOCK are passed over block by block, possibly by several threads. */
+FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + FS_BLOCK - 1) / FS_BLOCK; }
 
 FS_INLINE ptrdiff_t NAME(block_length)(const PASS *p, ptrdiff_t b)
 {
     ptrdiff_t left = p->c - b * FS_BLOCK;
     return left < FS_BLOCK ? left : FS_BLOCK;
+}
+
+FS_INLINE VEC NAME(max_flat)(const REAL *x, ptrdiff_t c, const int cols)
+{
+    const VEC low = V(set1)(-(REAL)INFINITY);
+    VEC m0 = low, m1 = low, m2 = low, m3 = low;
+    ptrdiff_t i = 0;
+    if (!cols) {
+        for (; i + 4 * W <= c; i += 4 * W) {
+            for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                __builtin_prefetch((const char *)(x + i) + AHEAD + o);
+            m0 = V(max)(V(load)(x + i), m0);
+            m1 = V(max)(V(load)(x + i + W), m1);
+            m2 = V(max)(V(load)(x + i + 2 * W), m2);
+            m3 = V(max)(V(load)(x + i + 3 * W), m3);
+        }
+        m0 = V(max)(V(max)(m2, m3), V(max)(m0, m1));
+    }
+    const REAL *y = x + i;
+    EACH_VECTOR(cols, c - i, m0 = V(max)(V(load)(y + j), m0), m0 = V(max)(V(load_head)(y + j, rest, low), m0));
+    return m0;
 }
 
 static void NAME(max_block)(void *context, ptrdiff_t b)
@@ -397,10 +410,10 @@ static void NAME(max_block)(void *context, ptrdiff_t b)
 }
 
 /* The maximum of a row, spread over the lanes; NaNs may be dropped, since the sum will show them. */
-FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c, const int NV)
+FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c)
 {
-    if (NV || c <= FS_BLOCK)
-        return NAME(max_flat)(x, c, NV);
+    if (c <= FS_BLOCK)
+        return NAME(max_flat)(x, c, 0);
     PASS p = {.t = t, .x = x, .c = c};
     REAL m = -(REAL)INFINITY;
     t->for_blocks(t, NAME(blocks)(c), NAME(max_block), &p);
@@ -409,92 +422,79 @@ FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c, const 
     return V(set1)(m);
 }
 
-FS_INLINE SUM NAME(exp_sum_flat)(const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor, REAL top, REAL *save,
-                                 ptrdiff_t next, const int NV)
+/* The sum of the terms of [from, from + c), which are stored in p->save, if that is given. */
+FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC vb = V(set1)(base), vl = V(set1)(floor), vt = V(set1)(top), low = V(set1)(-(REAL)INFINITY);
-    ACC s0 = NAME(acc_onset)();
-    if (NV) {
-        EACH_VECTOR(
-            NV, c,
-            {
-                VEC e = NAME(exp_term)(k, V(load)(x + j), vb, vl, vt);
-                if (save)
-                    V(store)(save + j, e);
-                NAME(acc_term)(&s0, e);
-            },
-            {
-                VEC e = NAME(exp_term)(k, V(load_head)(x + j, rest, low), vb, vl, vt);
-                if (save)
-                    V(store)(save + j, e); /* few classes are saved in whole vectors, aside */
-                NAME(acc_term)(&s0, e);
-            });
-        return NAME(acc_done)(s0, ONSET);
-    }
-    ACC s1 = NAME(acc_onset)();
-    SUM kept = NAME(sum_of)(0, 0);
+    const VEC base = p->base, floor = p->floor, top = p->top;
+    const EXPK *k = p->k;
+    const REAL *x = p->x + from;
+    REAL *save = p->save ? p->save + from : NULL;
+    ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
     ptrdiff_t i = 0;
-    for (; i + 4 * W <= c; i += 4 * W) {
-        if (i % (4 * W * SETTLE) == 0)
-            NAME(acc_settle)(&s0, &s1, &kept);
-        /* While this group's exponentials are computed, the next group's row is fetched: its maximum is a pass that
-         * only reads, and would wait for memory with nothing to do. */
-        for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
-            __builtin_prefetch((const char *)(x + i) + next + o, 0, 2);
-        VEC e0 = NAME(exp_term)(k, V(load)(x + i), vb, vl, vt);
-        VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), vb, vl, vt);
-        VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), vb, vl, vt);
-        VEC e3 = NAME(exp_term)(k, V(load)(x + i + 3 * W), vb, vl, vt);
-        if (save) {
+    if (!cols) {
+        for (; i + 4 * W <= c; i += 4 * W) {
+            if (i % (4 * W * SETTLE) == 0)
+                NAME(acc_settle)(&s0, &s1, &kept);
+            /* While this group's exponentials are computed, the next group's row is fetched: its maximum is a pass that
+             * only reads, and would wait for memory with nothing to do. */
             for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
-                __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
-            V(store)(save + i, e0);
-            V(store)(save + i + W, e1);
-            V(store)(save + i + 2 * W, e2);
-            V(store)(save + i + 3 * W, e3);
+                __builtin_prefetch((const char *)(x + i) + p->next + o, 0, 2);
+            VEC e0 = NAME(exp_term)(k, V(load)(x + i), base, floor, top);
+            VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), base, floor, top);
+            VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), base, floor, top);
+            VEC e3 = NAME(exp_term)(k, V(load)(x + i + 3 * W), base, floor, top);
+            if (save) {
+                for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                    __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
+                V(store)(save + i, e0);
+                V(store)(save + i + W, e1);
+                V(store)(save + i + 2 * W, e2);
+                V(store)(save + i + 3 * W, e3);
+            }
+            NAME(acc_term)(&s0, e0);
+            NAME(acc_term)(&s1, e1);
+            NAME(acc_term)(&s0, e2);
+            NAME(acc_term)(&s1, e3);
         }
-        NAME(acc_term)(&s0, e0);
-        NAME(acc_term)(&s1, e1);
-        NAME(acc_term)(&s0, e2);
-        NAME(acc_term)(&s1, e3);
     }
     const REAL *y = x + i;
     REAL *z = save + (save ? i : 0);
     EACH_VECTOR(
-        0, c - i,
+        cols, c - i,
         {
-            VEC e = NAME(exp_term)(k, V(load)(y + j), vb, vl, vt);
+            VEC e = NAME(exp_term)(k, V(load)(y + j), base, floor, top);
             if (save)
                 V(store)(z + j, e);
             NAME(acc_term)(&s0, e);
         },
         {
-            VEC e = NAME(exp_term)(k, V(load_head)(y + j, rest, low), vb, vl, vt);
+            VEC e = NAME(exp_term)(k, V(load_head)(y + j, rest, V(set1)(-(REAL)INFINITY)), base, floor, top);
             if (save)
                 V(store_head)(z + j, rest, e);
             NAME(acc_term)(&s1, e);
         });
+    if (cols)
+        return NAME(acc_done)(s0, ONSET);
     NAME(acc_settle)(&s0, &s1, &kept);
     NAME(acc_merge)(&s0, s1);
-    SUM s = NAME(acc_done)(s0, 2 * ONSET);
+    ACC s = NAME(acc_done)(s0, 2 * ONSET);
 #if !FS_FLOAT
-    NAME(two_sum)(&s.hi, &s.lo, kept.hi);
-    s.lo = d_add(s.lo, kept.lo);
+    NAME(two_sum)(&s.a, &s.b, kept.a);
+    s.b = d_add(s.b, kept.b);
 #endif
     return s;
 }
 
 static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
 {
-    const PASS *p = context;
-    ptrdiff_t o = b * FS_BLOCK, c = NAME(block_length)(p, b);
-    double *out = p->t->scratch + 4 * b;
-    NAME(sum_one)(NAME(exp_sum_flat)(p->k, p->x + o, c, p->base, p->floor, p->top, p->save ? p->save + o : NULL, 0, 0), out,
-                  out + 1);
+    PASS p = *(const PASS *)context;
+    double *out = p.t->scratch + 4 * b;
+    p.next = 0;
+    NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
 }
 
 /* Merge the blocks' sums, which stand `offset` doubles into their four, in the blocks' order. */
-static SUM NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
+static ACC NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
 {
     double hi = 0, lo = 0;
     for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++) {
@@ -505,18 +505,16 @@ static SUM NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
     }
     if (!(fabs(hi) < INFINITY))
         lo = 0;
-    return NAME(sum_of)(FS_FLOAT ? hi + lo : hi, lo);
+    return NAME(acc_of)(hi, lo);
 }
 
-/* The sum of a row's terms; they are stored in `save`, if that is given.  The row after the group is `next` bytes on. */
-FS_INLINE SUM NAME(row_exp_sum)(const fs_tile *t, const EXPK *k, const REAL *x, ptrdiff_t c, REAL base, REAL floor,
-                                REAL top, REAL *save, ptrdiff_t next, const int NV)
+/* The sum of the terms of a row, or of each row in columns. */
+FS_INLINE ACC NAME(exp_sum)(const PASS *p, const int cols)
 {
-    if (NV || c <= FS_BLOCK)
-        return NAME(exp_sum_flat)(k, x, c, base, floor, top, save, next, NV);
-    PASS p = {.t = t, .x = x, .c = c, .k = k, .base = base, .floor = floor, .top = top, .save = save};
-    t->for_blocks(t, NAME(blocks)(c), NAME(exp_sum_block), &p);
-    return NAME(merge_blocks)(t, c, 0);
+    if (cols || p->c <= FS_BLOCK)
+        return NAME(exp_sum_flat)(p, 0, p->c, cols);
+    p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(exp_sum_block), (void *)p);
+    return NAME(merge_blocks)(p->t, p->c, 0);
 }
 
 /* a (hi + lo), rounded once. */
@@ -568,9 +566,9 @@ static unsigned char NAME(classify)(const REAL *x, ptrdiff_t c)
 }
 
 /* Rows a group takes: as many as have room in a 48 KB first-level cache with their results, at most W. */
-FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int NV)
+FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
 {
-    ptrdiff_t g = NV ? W : (16 << 10) / (c * (ptrdiff_t)sizeof(REAL));
+    ptrdiff_t g = cols ? W : (16 << 10) / (c * (ptrdiff_t)sizeof(REAL));
     return g < 1 ? 1 : g > W ? W : g;
 }
 
@@ -586,14 +584,12 @@ FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
     return (const REAL *)(t->data[operand] + r * t->step[operand]);
 }
 
-/* Fetch what the next groups will read and write; with few classes, rows are too short for the passes to do it. */
-FS_INLINE void NAME(fetch_ahead)(const fs_tile *t, int operand, ptrdiff_t r, ptrdiff_t g, int write)
+/* Fetch what the next group in columns will read (or write): its rows are too short for a pass to do it. */
+FS_INLINE void NAME(fetch_next_group)(const fs_tile *t, int operand, ptrdiff_t r, const int write)
 {
-    const char *p = t->data[operand] + r * t->step[operand] + AHEAD;
-    ptrdiff_t bytes = g * t->step[operand];
-    if (bytes > 4096)
-        return;
-    for (ptrdiff_t o = 0; o < bytes; o += 64) {
+    ptrdiff_t bytes = W * t->step[operand];
+    const char *p = t->data[operand] + r * t->step[operand] + (bytes < AHEAD ? AHEAD : bytes);
+    for (ptrdiff_t o = 0; o < bytes && bytes <= 4 * COLUMNS_MAX * W * (ptrdiff_t)sizeof(REAL); o += 64) {
         if (write)
             __builtin_prefetch(p + o, 1);
         else
@@ -601,17 +597,85 @@ FS_INLINE void NAME(fetch_ahead)(const fs_tile *t, int operand, ptrdiff_t r, ptr
     }
 }
 
-/* Maxima of a group of rows of operand `x`. */
-FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const int NV)
+#define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
+
+/* Rows i to i + g of an operand into columns: class k of row i + r to col[k W + r].  Lanes without a row repeat one. */
+FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col)
 {
-    VEC m[W], all;
-    for (ptrdiff_t r = 0; r < g; r++)
-        m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c, NV);
-    for (ptrdiff_t r = g; r < W; r++)
-        m[r] = m[0];
+    const char *p = t->data[operand] + i * t->step[operand];
+    const ptrdiff_t step = t->step[operand], c = t->c;
+    if (g < W) {
+        for (ptrdiff_t r = 0; r < W; r++)
+            for (ptrdiff_t k = 0; k < c; k++)
+                col[k * W + r] = ((const REAL *)(p + (r < g ? r : 0) * step))[k];
+        return;
+    }
+    NAME(fetch_next_group)(t, operand, i, 0);
+    VEC v[Q];
+    ptrdiff_t k = 0;
+    for (; k + Q <= c; k += Q, p += 16) {
+        for (int a = 0; a < Q; a++)
+            v[a] = V(load_quads)((const REAL *)(p + a * step), Q * step);
+        V(transpose_quads)(v);
+        for (int a = 0; a < Q; a++)
+            V(store)(col + (k + a) * W, v[a]);
+    }
+    if (k < c) {
+        for (int a = 0; a < Q; a++)
+            v[a] = V(load_quads_head)((const REAL *)(p + a * step), Q * step, c - k);
+        V(transpose_quads)(v);
+        for (int a = 0; a < Q - 1 && k + a < c; a++)
+            V(store)(col + (k + a) * W, v[a]);
+    }
+}
+
+/* And back: columns to rows. */
+FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const REAL *col)
+{
+    char *p = t->data[operand] + i * t->step[operand];
+    const ptrdiff_t step = t->step[operand], c = t->c;
+    if (g < W) {
+        for (ptrdiff_t r = 0; r < g; r++)
+            for (ptrdiff_t k = 0; k < c; k++)
+                ((REAL *)(p + r * step))[k] = col[k * W + r];
+        return;
+    }
+    NAME(fetch_next_group)(t, operand, i, 1);
+    VEC v[Q];
+    ptrdiff_t k = 0;
+    for (; k + Q <= c; k += Q, p += 16) {
+        for (int a = 0; a < Q; a++)
+            v[a] = V(load)(col + (k + a) * W);
+        V(transpose_quads)(v);
+        for (int a = 0; a < Q; a++)
+            V(store_quads)((REAL *)(p + a * step), Q * step, v[a]);
+    }
+    if (k < c) {
+        for (int a = 0; a < Q; a++)
+            v[a] = V(load)(col + (k + a < c ? k + a : k) * W);
+        V(transpose_quads)(v);
+        for (int a = 0; a < Q; a++)
+            V(store_quads_head)((REAL *)(p + a * step), Q * step, c - k, v[a]);
+    }
+}
+
+/* Maxima of a group of rows of operand `x`, which stands in `col` if in columns. */
+FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const REAL *col,
+                               const int cols)
+{
+    VEC all;
+    if (cols) {
+        all = NAME(max_flat)(col, t->c, 1);
+    } else {
+        VEC m[W];
+        for (ptrdiff_t r = 0; r < g; r++)
+            m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c);
+        for (ptrdiff_t r = g; r < W; r++)
+            m[r] = m[0];
 #define STEP(k, a, b, out) out = V(max)(V(lo##k)(a, b), V(hi##k)(a, b))
-    V(TREE)(STEP, VEC, m, all);
+        V(TREE)(STEP, VEC, m, all);
 #undef STEP
+    }
     V(store)(G->m, all);
     unsigned finite = V(bits)(V(lt)(V(abs)(all), V(set1)((REAL)INFINITY)));
     G->special = ~finite & ((1u << g) - 1);
@@ -666,9 +730,9 @@ FS_INLINE vd NAME(remainder)(vd a, vd q, vd b)
 }
 
 /* Reduce the rows' sums, split off the maximum's term, and put its true value in its place. */
-FS_INLINE void NAME(group_sums)(GROUP *G, const SUM *sums)
+FS_INLINE void NAME(group_sums)(GROUP *G, SUMS *sums, ptrdiff_t g, const int cols)
 {
-    NAME(sum_rows)(sums, G->s, G->s_lo);
+    NAME(sum_rows)(sums, g, G->s, G->s_lo, cols);
     for (int h = 0; h < HALVES; h++) {
         int o = h * d_W;
         vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o), e = d_load(G->em + o);
@@ -693,7 +757,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     while (at < c - 1 && x[at] != m)
         at++;
     REAL next = -(REAL)INFINITY;
-    VEC part[2] = {NAME(row_max)(t, x, at, 0), NAME(row_max)(t, x + at + 1, c - at - 1, 0)};
+    VEC part[2] = {NAME(row_max)(t, x, at), NAME(row_max)(t, x + at + 1, c - at - 1)};
     REAL lane[W];
     V(store)(lane, V(max)(part[0], part[1]));
     for (int i = 0; i < W; i++)
@@ -707,9 +771,9 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     double h, l;
     long double sum = (long double)G.top_term[0] - G.em[0] + G.top_lo[0];
     for (int side = 0; side < 2; side++) {
-        const REAL *y = side ? x + at + 1 : x;
-        ptrdiff_t n = side ? c - at - 1 : at;
-        NAME(sum_one)(NAME(row_exp_sum)(t, k, y, n, G.base[0], G.floor[0], G.top[0], NULL, 0, 0), &h, &l);
+        PASS p = {.t = t, .k = k, .x = side ? x + at + 1 : x, .c = side ? c - at - 1 : at, .base = V(set1)(G.base[0]),
+                  .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
+        NAME(sum_one)(NAME(exp_sum)(&p, 0), &h, &l);
         sum += (long double)h + l;
     }
     sum /= (long double)G.top_term[0] + G.top_lo[0];
@@ -772,17 +836,17 @@ static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
         y[j] = value;
 }
 
-/* Give a pass over the flat part [from, from + c) of a row its two other forms: one block, and a whole row. */
+/* Give a pass over the flat part [from, from + c) of a row its other forms: one block, and a whole row or group. */
 #define DEFINE_EMIT(pass)                                                                                             \
     static void NAME(pass##_block)(void *context, ptrdiff_t b)                                                       \
     {                                                                                                                 \
         const PASS *p = context;                                                                                      \
         NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), 0);                                                     \
     }                                                                                                                 \
-    FS_INLINE void NAME(pass##_row)(const PASS *p, const int NV)                                                     \
+    FS_INLINE void NAME(pass##_all)(const PASS *p, const int cols)                                                   \
     {                                                                                                                 \
-        if (NV || p->c <= FS_BLOCK)                                                                                   \
-            NAME(pass)(p, 0, p->c, NV);                                                                              \
+        if (cols || p->c <= FS_BLOCK)                                                                                 \
+            NAME(pass)(p, 0, p->c, cols);                                                                            \
         else                                                                                                          \
             p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \
     }
@@ -793,16 +857,16 @@ static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
     {                                                                                                                 \
         const PASS *p = context;                                                                                      \
         double *out = p->t->scratch + 4 * b;                                                                          \
-        SUM s[2];                                                                                                     \
+        ACC s[2];                                                                                                     \
         NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), s, 0);                                                  \
         NAME(sum_one)(s[0], out, out + 1);                                                                            \
         NAME(sum_one)(s[1], out + 2, out + 3);                                                                        \
     }                                                                                                                 \
-    FS_INLINE void NAME(pass##_row)(const PASS *p, SUM *first, SUM *second, const int NV)                            \
+    FS_INLINE void NAME(pass##_all)(const PASS *p, ACC *first, ACC *second, const int cols)                          \
     {                                                                                                                 \
-        SUM s[2];                                                                                                     \
-        if (NV || p->c <= FS_BLOCK) {                                                                                 \
-            NAME(pass)(p, 0, p->c, s, NV);                                                                           \
+        ACC s[2];                                                                                                     \
+        if (cols || p->c <= FS_BLOCK) {                                                                               \
+            NAME(pass)(p, 0, p->c, s, cols);                                                                         \
         } else {                                                                                                      \
             p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \
             s[0] = NAME(merge_blocks)(p->t, p->c, 0);                                                                \

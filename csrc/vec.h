@@ -12,4 +12,9 @@
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
  *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)
  *
+ *   load_quads store_quads            a vector whose lane l of 128 bits is at p + l step bytes; ..._head: the first n
+ *                                     elements of each quad only
+ *   transpose_quads                   element b of the quads of vector a for element a of those of vector b, as many
+ *                                     vectors as a quad has elements
+ *
  * Everything is inlined into kernels compiled for that instruction set. */

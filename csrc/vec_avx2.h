@@ -112,3 +112,61 @@ FS_INLINE vd d_exponent(vd a)
     __m256d magic = _mm256_set1_pd(0x1p52);
     return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(e), magic), _mm256_set1_pd(0x1p52 + 1023));
 }
+
+FS_INLINE __m128i f_quad_mask(ptrdiff_t n) { return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_set_epi32(3, 2, 1, 0)); }
+FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step)
+{
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps((const float *)((const char *)p + step)), 1);
+}
+FS_INLINE vf f_load_quads_head(const float *p, ptrdiff_t step, ptrdiff_t n)
+{
+    const __m128i m = f_quad_mask(n);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskload_ps(p, m)),
+                                _mm_maskload_ps((const float *)((const char *)p + step), m), 1);
+}
+FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
+{
+    _mm_storeu_ps(p, _mm256_castps256_ps128(v));
+    _mm_storeu_ps((float *)((char *)p + step), _mm256_extractf128_ps(v, 1));
+}
+FS_INLINE void f_store_quads_head(float *p, ptrdiff_t step, ptrdiff_t n, vf v)
+{
+    const __m128i m = f_quad_mask(n);
+    _mm_maskstore_ps(p, m, _mm256_castps256_ps128(v));
+    _mm_maskstore_ps((float *)((char *)p + step), m, _mm256_extractf128_ps(v, 1));
+}
+FS_INLINE void f_transpose_quads(vf *v)
+{
+    __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1])), b = _mm256_castps_pd(_mm256_unpackhi_ps(v[0], v[1]));
+    __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(v[2], v[3])), d = _mm256_castps_pd(_mm256_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    v[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+}
+FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step)
+{
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd((const double *)((const char *)p + step)), 1);
+}
+FS_INLINE vd d_load_quads_head(const double *p, ptrdiff_t step, ptrdiff_t n)
+{
+    (void)n; /* it is 1 */
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_load_sd(p)), _mm_load_sd((const double *)((const char *)p + step)), 1);
+}
+FS_INLINE void d_store_quads(double *p, ptrdiff_t step, vd v)
+{
+    _mm_storeu_pd(p, _mm256_castpd256_pd128(v));
+    _mm_storeu_pd((double *)((char *)p + step), _mm256_extractf128_pd(v, 1));
+}
+FS_INLINE void d_store_quads_head(double *p, ptrdiff_t step, ptrdiff_t n, vd v)
+{
+    (void)n;
+    _mm_store_sd(p, _mm256_castpd256_pd128(v));
+    _mm_store_sd((double *)((char *)p + step), _mm256_extractf128_pd(v, 1));
+}
+FS_INLINE void d_transpose_quads(vd *v)
+{
+    vd a = v[0], b = v[1];
+    v[0] = _mm256_unpacklo_pd(a, b);
+    v[1] = _mm256_unpackhi_pd(a, b);
+}

@@ -88,3 +88,88 @@ FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
 
 /* Exponent of |a| as a double, and a's mantissa scaled into [1, 2). */
 FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }
+
+/* Quads: lane l of 128 bits is at p + l step bytes. */
+FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step)
+{
+    const char *q = (const char *)p;
+    vf v = _mm512_castps128_ps512(_mm_loadu_ps(p));
+    v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(q + step)), 1);
+    v = _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(q + 2 * step)), 2);
+    return _mm512_insertf32x4(v, _mm_loadu_ps((const float *)(q + 3 * step)), 3);
+}
+FS_INLINE vf f_load_quads_head(const float *p, ptrdiff_t step, ptrdiff_t n)
+{
+    const char *q = (const char *)p;
+    const __mmask8 m = (__mmask8)((1u << n) - 1u);
+    vf v = _mm512_castps128_ps512(_mm_maskz_loadu_ps(m, p));
+    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + step), 1);
+    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + 2 * step), 2);
+    return _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + 3 * step), 3);
+}
+FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
+{
+    char *q = (char *)p;
+    _mm_storeu_ps(p, _mm512_castps512_ps128(v));
+    _mm_storeu_ps((float *)(q + step), _mm512_extractf32x4_ps(v, 1));
+    _mm_storeu_ps((float *)(q + 2 * step), _mm512_extractf32x4_ps(v, 2));
+    _mm_storeu_ps((float *)(q + 3 * step), _mm512_extractf32x4_ps(v, 3));
+}
+FS_INLINE void f_store_quads_head(float *p, ptrdiff_t step, ptrdiff_t n, vf v)
+{
+    char *q = (char *)p;
+    const __mmask8 m = (__mmask8)((1u << n) - 1u);
+    _mm_mask_storeu_ps(p, m, _mm512_castps512_ps128(v));
+    _mm_mask_storeu_ps(q + step, m, _mm512_extractf32x4_ps(v, 1));
+    _mm_mask_storeu_ps(q + 2 * step, m, _mm512_extractf32x4_ps(v, 2));
+    _mm_mask_storeu_ps(q + 3 * step, m, _mm512_extractf32x4_ps(v, 3));
+}
+FS_INLINE void f_transpose_quads(vf *v)
+{
+    __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])), b = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
+    __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])), d = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+}
+FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step)
+{
+    const char *q = (const char *)p;
+    vd v = _mm512_castpd128_pd512(_mm_loadu_pd(p));
+    v = _mm512_insertf64x2(v, _mm_loadu_pd((const double *)(q + step)), 1);
+    v = _mm512_insertf64x2(v, _mm_loadu_pd((const double *)(q + 2 * step)), 2);
+    return _mm512_insertf64x2(v, _mm_loadu_pd((const double *)(q + 3 * step)), 3);
+}
+FS_INLINE vd d_load_quads_head(const double *p, ptrdiff_t step, ptrdiff_t n)
+{
+    const char *q = (const char *)p;
+    (void)n; /* it is 1 */
+    vd v = _mm512_castpd128_pd512(_mm_load_sd(p));
+    v = _mm512_insertf64x2(v, _mm_load_sd((const double *)(q + step)), 1);
+    v = _mm512_insertf64x2(v, _mm_load_sd((const double *)(q + 2 * step)), 2);
+    return _mm512_insertf64x2(v, _mm_load_sd((const double *)(q + 3 * step)), 3);
+}
+FS_INLINE void d_store_quads(double *p, ptrdiff_t step, vd v)
+{
+    char *q = (char *)p;
+    _mm_storeu_pd(p, _mm512_castpd512_pd128(v));
+    _mm_storeu_pd((double *)(q + step), _mm512_extractf64x2_pd(v, 1));
+    _mm_storeu_pd((double *)(q + 2 * step), _mm512_extractf64x2_pd(v, 2));
+    _mm_storeu_pd((double *)(q + 3 * step), _mm512_extractf64x2_pd(v, 3));
+}
+FS_INLINE void d_store_quads_head(double *p, ptrdiff_t step, ptrdiff_t n, vd v)
+{
+    char *q = (char *)p;
+    (void)n;
+    _mm_store_sd(p, _mm512_castpd512_pd128(v));
+    _mm_store_sd((double *)(q + step), _mm512_extractf64x2_pd(v, 1));
+    _mm_store_sd((double *)(q + 2 * step), _mm512_extractf64x2_pd(v, 2));
+    _mm_store_sd((double *)(q + 3 * step), _mm512_extractf64x2_pd(v, 3));
+}
+FS_INLINE void d_transpose_quads(vd *v)
+{
+    vd a = v[0], b = v[1];
+    v[0] = _mm512_unpacklo_pd(a, b);
+    v[1] = _mm512_unpackhi_pd(a, b);
+}

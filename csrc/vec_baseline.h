@@ -113,3 +113,28 @@ FS_INLINE vd d_exponent(vd a)
     md e = (md)((md)a >> 52);
     return (vd){(double)(e[0] - 1023), (double)(e[1] - 1023)};
 }
+
+/* A vector is one quad. */
+FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step) { return (void)step, f_load(p); }
+FS_INLINE vf f_load_quads_head(const float *p, ptrdiff_t step, ptrdiff_t n) { return (void)step, f_load_head(p, n, f_set1(0)); }
+FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v) { (void)step, f_store(p, v); }
+FS_INLINE void f_store_quads_head(float *p, ptrdiff_t step, ptrdiff_t n, vf v) { (void)step, f_store_head(p, n, v); }
+FS_INLINE void f_transpose_quads(vf *v)
+{
+    vf a = {v[0][0], v[1][0], v[0][1], v[1][1]}, b = {v[0][2], v[1][2], v[0][3], v[1][3]};
+    vf c = {v[2][0], v[3][0], v[2][1], v[3][1]}, d = {v[2][2], v[3][2], v[2][3], v[3][3]};
+    v[0] = (vf){a[0], a[1], c[0], c[1]};
+    v[1] = (vf){a[2], a[3], c[2], c[3]};
+    v[2] = (vf){b[0], b[1], d[0], d[1]};
+    v[3] = (vf){b[2], b[3], d[2], d[3]};
+}
+FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step) { return (void)step, d_load(p); }
+FS_INLINE vd d_load_quads_head(const double *p, ptrdiff_t step, ptrdiff_t n) { return (void)step, d_load_head(p, n, d_set1(0)); }
+FS_INLINE void d_store_quads(double *p, ptrdiff_t step, vd v) { (void)step, d_store(p, v); }
+FS_INLINE void d_store_quads_head(double *p, ptrdiff_t step, ptrdiff_t n, vd v) { (void)step, d_store_head(p, n, v); }
+FS_INLINE void d_transpose_quads(vd *v)
+{
+    vd a = v[0], b = v[1];
+    v[0] = (vd){a[0], b[0]};
+    v[1] = (vd){a[1], b[1]};
+}
