@@ -13,6 +13,7 @@
 #undef CLASS_AT
 #undef COLUMNS
 #undef COLUMNS_MAX
+#undef COLUMNS_ROOM
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
 #undef DEFINE_SUMS
@@ -29,6 +30,7 @@
 #undef FOR_GROUPS
 #undef FOR_PASSES
 #undef GROUP
+#undef GROUP_BYTES
 #undef GROUP_TERMS
 #undef HALVES
 #undef IS_EMPTY
@@ -40,12 +42,15 @@
 #undef OF
 #undef ONE
 #undef ONSET
+#undef PANELS
 #undef PASS
 #undef Q
+#undef ROOM
 #undef ROW
 #undef SAVE_LIMIT
 #undef SEND
 #undef SETTLE
+#undef SLOT
 #undef STEP
 #undef SUMS
 #undef TERM

@@ -27,14 +27,16 @@
 #define ONE(operand, r) (*ROW(operand, r))
 #define LABEL(operand, r) (*(const int64_t *)(t->data[operand] + (r)*t->step[operand]))
 
-/* Loop over the groups of a tile: rows i to i + g; and over what a pass takes of a group: each row, or all at once. */
+/* Loop over the groups of a tile: rows i to i + g; and over what a pass takes of a group: a row, or a panel. */
 #define FOR_GROUPS(i, g)                                                                                              \
     for (ptrdiff_t i = 0, g, most_ = NAME(group_rows)(t->c, cols);                                                    \
          i < t->n && (g = NAME(group_size)(t->n - i, most_)); i += g)
-#define FOR_PASSES(r, g) for (ptrdiff_t r = 0; r < (cols ? 1 : (g)); r++)
+#define FOR_PASSES(r, g) for (ptrdiff_t r = 0; r < (g); r += cols ? W : 1)
+
+#define SLOT(r) (cols ? (r) / W : (r)) /* a pass's number */
 
 /* An operand's columns: memory for them, filled from (or written to) its rows; and where a pass finds the operand. */
-#define COLUMNS(operand) REAL operand##_columns[cols ? COLUMNS_MAX * W : 1] __attribute__((aligned(64)))
+#define COLUMNS(operand) REAL operand##_columns[cols ? COLUMNS_ROOM : 1] __attribute__((aligned(64)))
 #define BRING(operand, i, g)                                                                                          \
     do {                                                                                                              \
         if (cols)                                                                                                     \
@@ -45,7 +47,7 @@
         if (cols)                                                                                                     \
             NAME(send)(t, operand, i, g, operand##_columns);                                                         \
     } while (0)
-#define OF(operand, r) (cols ? operand##_columns : ROW(operand, r))
+#define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
 
 /* Where the terms of a row or group are kept between the passes: in the result, if `keep`; else nowhere, and they are
  * computed again, with the same bits. */
@@ -97,20 +99,20 @@
 #define GROUP_TERMS(X_, y_, i, g)                                                                                     \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
-        NAME(group_max)(&G, t, X_, i, g, OF(X_, i), cols);                                                            \
+        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols);                                                            \
         NAME(group_prepare)(&G, &k);                                                                                  \
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
             p.next = g * t->step[X_];                                                                                 \
-            sums.of[r] = NAME(exp_sum)(&p, cols);                                                                     \
+            sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                                     \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
     } while (0)
 
 #define FORWARD_PASS(X_, y_, i, r)                                                                                    \
     (PASS) {                                                                                                          \
-        .t = t, .k = &k, .c = t->c, .x = OF(X_, i + r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),      \
+        .t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),      \
         .floor = LANES(G.floor, r), .top = LANES(G.top, r), .m = LANES(G.m, r)                                        \
     }
 
@@ -122,6 +124,19 @@
                 if (G.special >> r & 1)                                                                               \
                     NAME(fill)(ROW(Y_, i + r), t->c, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);        \
     } while (0)
+
+/* A group's numbers in double. */
+FS_INLINE void NAME(widen)(const GROUP *G, const REAL *from, double *to)
+{
+    for (ptrdiff_t o = 0; o < G->n; o += W) {
+#if FS_FLOAT
+        d_store(to + o, f_widen_lo(f_load(from + o)));
+        d_store(to + o + d_W, f_widen_hi(f_load(from + o)));
+#else
+        d_store(to + o, d_load(from + o));
+#endif
+    }
+}
 
 /* --- forward -------------------------------------------------------------------------------------------------------- */
 
@@ -147,19 +162,21 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     COLUMNS(X);
     COLUMNS(Y);
     GROUP G;
-    REAL hi[W], lo[W], top[W];
+    REAL hi[ROOM], lo[ROOM], top[ROOM];
+    double rest[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, OF(Y, i + r), i, g);
+        GROUP_TERMS(X, OF(Y, i, r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
-        for (int r = 0; r < W; r++)
-            top[r] = (REAL)(1 - G.rest[r] / (1 + G.rest[r]));
+        NAME(group_complement)(&G, rest);
+        for (ptrdiff_t r = 0; r < G.n; r++)
+            top[r] = (REAL)(1 - rest[r]);
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(Y, i + r), i, r);
+            PASS p = FORWARD_PASS(X, OF(Y, i, r), i, r);
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
             p.q = LANES(top, r);
-            p.flag = G.rest[r] < 0.9;
+            p.flag = rest[r] < 0.5;
             NAME(emit_scaled_all)(&p, cols);
         }
         SEND(Y, i, g);
@@ -192,17 +209,17 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
     COLUMNS(X);
     COLUMNS(Y);
     GROUP G;
-    REAL log[W], log_lo[W];
+    REAL log[ROOM], log_lo[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         GROUP_TERMS(X, NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        for (int r = 0; r < W; r++) {
+        for (ptrdiff_t r = 0; r < G.n; r++) {
             log[r] = (REAL)G.log[r];
             log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(Y, i + r), i, r);
+            PASS p = FORWARD_PASS(X, OF(Y, i, r), i, r);
             p.hi = LANES(log, r);
             p.lo = LANES(log_lo, r);
             p.u = V(set1)(scale);
@@ -226,17 +243,24 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
         BRING(X, i, g);
         GROUP_TERMS(X, NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        double m[W], s[W];
-        for (int r = 0; r < W; r++)
-            m[r] = G.m[r];
-        for (int r = 0; r < W; r++)
-            s[r] = NAME(plus_log)(&G, m[r], k.scale, r);
-        for (ptrdiff_t r = 0; r < g; r++) {
-            if (__builtin_expect(G.special >> r & 1, 0))
-                s[r] = G.kind[r] == IS_NAN ? NAN : m[r];
+        double m[ROOM], s[ROOM];
+        NAME(widen)(&G, G.m, m);
+        for (ptrdiff_t o = 0; o < G.n; o += d_W)
+            d_store(s + o, NAME(plus_log)(&G, o, d_load(m + o), k.scale));
+        if (__builtin_expect(G.special != 0, 0))
+            for (ptrdiff_t r = 0; r < g; r++)
+                if (G.special >> r & 1)
+                    s[r] = G.kind[r] == IS_NAN ? NAN : m[r];
+        for (ptrdiff_t r = 0; r < g; r++)
             ONE(S, i + r) = (REAL)s[r];
-        }
     }
+}
+
+static double NAME(one_plus_log)(const GROUP *G, double a, double scale)
+{
+    double lane[d_W];
+    d_store(lane, NAME(plus_log)(G, 0, d_set1(a), scale));
+    return lane[0];
 }
 
 /* The sum of b exp, both signs; b = 0 excludes a class whatever x is there. */
@@ -282,7 +306,7 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int cols)
                     sum += b[j] * exp(k.scale * (x[j] - shift));
             s = log(fabs(sum)) + k.scale * shift;
         } else {
-            GROUP G;
+            GROUP G = {.n = W};
             for (int r = 0; r < W; r++)
                 G.m[r] = m;
             NAME(group_prepare)(&G, &k);
@@ -299,7 +323,7 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int cols)
             d_store(G.log, d_add(high, low));
             d_store(G.log_hi, high);
             d_store(G.log_lo, low);
-            s = sum == 0 ? -INFINITY : u < 0x1p-1000 ? log(u) + k.scale * m : NAME(plus_log)(&G, m, k.scale, 0);
+            s = sum == 0 ? -INFINITY : u < 0x1p-1000 ? log(u) + k.scale * m : NAME(one_plus_log)(&G, m, k.scale);
         }
         ONE(S, i) = (REAL)s;
         ONE(SIGN, i) = sum > 0 ? 1 : sum < 0 ? -1 : sum == 0 ? 0 : (REAL)NAN;
@@ -390,10 +414,12 @@ FS_INLINE void NAME(tangents_at_top)(const fs_tile *t, int P, int T, ptrdiff_t i
                                      const REAL *p, const REAL *x, REAL dead, REAL *ref, const int cols)
 {
     if (cols) {
-        VEC m = V(load)(G->m), at = V(load)(x);
-        for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W)
-            at = V(select)(V(eq)(V(load)(p + j), m), V(load)(x + j), at);
-        V(store)(ref, V(select)(V(eq)(m, V(set1)(dead)), V(set1)(0), at));
+        for (ptrdiff_t o = 0; o < g; o += W, p += t->c * W, x += t->c * W) {
+            VEC m = V(load)(G->m + o), at = V(load)(x);
+            for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W)
+                at = V(select)(V(eq)(V(load)(p + j), m), V(load)(x + j), at);
+            V(store)(ref + o, V(select)(V(eq)(m, V(set1)(dead)), V(set1)(0), at));
+        }
     } else {
         for (ptrdiff_t r = 0; r < g; r++) {
             ptrdiff_t at = NAME(find)(ROW(P, i + r), t->c, G->m[r]);
@@ -414,20 +440,20 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
     GROUP G;
     FOR_GROUPS(i, g) {
         SUMS total, dot;
-        REAL ref[W] = {0}, hi[W], lo[W];
-        double dot_hi[W], dot_lo[W];
+        REAL ref[ROOM] = {0}, hi[ROOM], lo[ROOM];
+        double dot_hi[ROOM], dot_lo[ROOM];
         BRING(P, i, g);
         BRING(T, i, g);
-        NAME(group_max)(&G, t, P, i, g, OF(P, i), cols);
-        NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i), OF(T, i), logs ? -(REAL)INFINITY : 0, ref, cols);
+        NAME(group_max)(&G, t, P, i, g, OF(P, i, 0), cols);
+        NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
         FOR_PASSES(r, g) {
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .u = LANES(ref, r),
+            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .u = LANES(ref, r),
                          .flag = logs, .next = g * t->step[P]};
-            NAME(centre_sums_all)(&pass, &total.of[r], &dot.of[r], cols);
+            NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
         NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
-        for (ptrdiff_t r = 0; r < W; r++) {
+        for (ptrdiff_t r = 0; r < G.n; r++) {
             /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
              * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
             double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], key = ref[r];
@@ -441,7 +467,7 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
             lo[r] = fabs(top) < INFINITY ? (REAL)(rest + low) : 0;
         }
         FOR_PASSES(r, g) {
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .y = OF(Y, i + r),
+            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
                          .v = V(set1)((REAL)scale), .flag = logs, .hi = LANES(hi, r), .lo = LANES(lo, r)};
             NAME(emit_centred_all)(&pass, cols);
         }
@@ -497,21 +523,21 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
     FOR_GROUPS(i, g) {
         SUMS total;
         ACC same;
-        double hi[W], lo[W];
-        REAL head[W], rest[W];
+        double hi[ROOM], lo[ROOM];
+        REAL head[ROOM], rest[ROOM];
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .flag = 1, .next = g * t->step[P]};
-            NAME(alive_sums_all)(&p, &total.of[r], &same, cols);
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1, .next = g * t->step[P]};
+            NAME(alive_sums_all)(&p, &total.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&total, g, hi, lo, cols);
-        for (int r = 0; r < W; r++) {
+        for (ptrdiff_t r = 0; r < (cols ? g : W); r++) {
             head[r] = (REAL)hi[r];
             rest[r] = (REAL)(hi[r] - head[r] + lo[r]);
         }
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .y = OF(Y, i + r),
+            PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
                       .hi = LANES(head, r), .lo = LANES(rest, r), .v = V(set1)((REAL)t->params[0])};
             NAME(emit_log_vjp_all)(&p, cols);
         }
@@ -527,12 +553,12 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
     FOR_GROUPS(i, g) {
         SUMS dot;
         ACC same;
-        double hi[W], lo[W];
+        double hi[ROOM], lo[ROOM];
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .other = OF(T, i + r), .next = g * t->step[P]};
-            NAME(alive_sums_all)(&p, &dot.of[r], &same, cols);
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next = g * t->step[P]};
+            NAME(alive_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, hi, lo, cols);
         for (ptrdiff_t r = 0; r < g; r++)
@@ -556,7 +582,7 @@ FS_INLINE void NAME(logsumexp_vjp_rows)(const fs_tile *t, const int cols)
     COLUMNS(P);
     COLUMNS(Y);
     FOR_GROUPS(i, g) {
-        REAL hi[W] = {0}, lo[W] = {0};
+        REAL hi[ROOM] = {0}, lo[ROOM] = {0};
         BRING(P, i, g);
         for (ptrdiff_t r = 0; r < g; r++) {
             double up = ONE(G_, i + r), f = up * t->params[0];
@@ -566,7 +592,7 @@ FS_INLINE void NAME(logsumexp_vjp_rows)(const fs_tile *t, const int cols)
                 lo[r] = 0;
         }
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i + r), .y = OF(Y, i + r), .u = LANES(hi, r), .v = LANES(lo, r)};
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .y = OF(Y, i, r), .u = LANES(hi, r), .v = LANES(lo, r)};
             NAME(emit_times_all)(&p, cols);
         }
         SEND(Y, i, g);
@@ -629,8 +655,8 @@ FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int cols)
 enum { NAME(SCALE), NAME(EMPTY), NAME(KEEP), NAME(SPREAD), NAME(ZLOSS), NAME(IGNORE) };
 
 /* Class weights from j on, 1 if there are none; 0 beyond the row. */
-#define WEIGHTS_AT(w) ((w) ? CLASS_AT(w, 0) : whole ? one : NAME(ones)(rest))
-FS_INLINE VEC NAME(ones)(ptrdiff_t n)
+#define WEIGHTS_AT(w) ((w) ? CLASS_AT(w, 0) : whole ? one : NAME(ones_head)(rest))
+FS_INLINE VEC NAME(ones_head)(ptrdiff_t n)
 {
     REAL ones[W];
     V(store)(ones, V(set1)(1));
@@ -666,113 +692,124 @@ FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
 }
 DEFINE_EMIT(emit_index)
 
+/* A group's numbers of an operand that has one a row. */
+FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, double *to)
+{
+    if (i == 0 || t->step[operand] != 0)
+        for (ptrdiff_t r = 0; r < (t->step[operand] ? g : ROOM); r++)
+            to[r] = ONE(operand, i + r);
+}
+
 FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int gradient)
 {
     enum { X, LABELS, WEIGHT, V_, G_GRAD, LOSS = 4, LOSS_GRAD = 5, DX = 6 };
     const double *o = t->params;
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
-    const int empty = o[NAME(EMPTY)] != 0;
+    const int empty = o[NAME(EMPTY)] != 0, options = spread != 0 || zloss != 0;
     const int64_t ignore = (int64_t)o[NAME(IGNORE)];
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X];
     COLUMNS(X);
     COLUMNS(DX);
     GROUP G;
+    REAL at[ROOM] = {0}, term[ROOM];
+    double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
+    for (int r = 0; r < ROOM; r++)
+        wy[r] = v[r] = up[r] = 1;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i + r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        REAL at[W], term[W], hi[W], lo[W];
-        double m[W], wy[W], v[W], up[W], weights[W], weights_lo[W], spreads[W], factor[W], target[W];
-        unsigned ignored = 0;
-        for (ptrdiff_t r = 0; r < W; r++) {
-            at[r] = G.m[r];
-            m[r] = G.m[r];
-            wy[r] = v[r] = up[r] = 1;
-            weights[r] = weights_lo[r] = spreads[r] = 0;
-        }
+        REAL hi[ROOM], lo[ROOM], u[ROOM];
+        double weights[ROOM], weights_lo[ROOM], spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
+        uint64_t ignored = 0;
         for (ptrdiff_t r = 0; r < g; r++) {
             int64_t y = LABEL(LABELS, i + r);
             if (y == ignore) {
-                ignored |= 1u << r;
+                ignored |= 1ull << r;
                 y = 0;
             }
             at[r] = ROW(X, i + r)[y];
-            wy[r] = w ? w[y] : 1;
-            v[r] = ONE(V_, i + r);
-            if (gradient)
-                up[r] = ONE(G_GRAD, i + r);
+            if (w)
+                wy[r] = w[y];
         }
+        NAME(ones)(t, V_, i, g, v);
+        if (gradient)
+            NAME(ones)(t, G_GRAD, i, g, up);
         if (spread != 0) {
             SUMS a, b;
-            double low[W];
+            double low[ROOM];
             FOR_PASSES(r, g) {
-                PASS p = {.t = t, .c = t->c, .x = OF(X, i + r), .w = w, .m = LANES(G.m, r)};
-                NAME(spread_sums_all)(&p, &a.of[r], &b.of[r], cols);
+                PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .m = LANES(G.m, r)};
+                NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
             }
             NAME(sum_rows)(&a, g, weights, weights_lo, cols);
             NAME(sum_rows)(&b, g, spreads, low, cols);
         }
-        if (gradient)
-            V(store)(term, NAME(exp_term)(&k, V(load)(at), V(load)(G.base), V(load)(G.floor), V(load)(G.top)));
-        /* Lane by lane, without branches, for the compiler to vectorise: few classes make many rows. */
-        double q[W], x_at[W], loss[W], others[W];
-        for (int r = 0; r < W; r++)
-            x_at[r] = at[r];
-        for (int r = 0; r < W; r++) {
-            q[r] = one_hot * wy[r];
-            double nll = NAME(plus_log)(&G, m[r] - x_at[r], scale, r);
-            loss[r] = q[r] == 0 ? 0 * G.log[r] : q[r] * nll;
-            others[r] = 0;
-        }
-        if (spread != 0)
-            for (int r = 0; r < W; r++) {
-                loss[r] = (double)(loss[r] + spread * ((wide)scale * spreads[r] + (wide)weights[r] * G.log[r]));
-                others[r] = spread * ((weights[r] - wy[r]) + weights_lo[r]);
-            }
-        if (zloss != 0)
-            for (int r = 0; r < W; r++) {
-                double lse = NAME(plus_log)(&G, m[r], scale, r);
-                loss[r] = (double)(loss[r] + (wide)zloss * lse * lse);
-                others[r] += 2 * zloss * lse;
-            }
-        for (int r = 0; r < W; r++)
-            loss[r] *= v[r];
+        NAME(widen)(&G, G.m, m);
+        NAME(widen)(&G, at, x_at);
         if (gradient) {
-            double e[W];
-            for (int r = 0; r < W; r++)
-                e[r] = term[r];
-            for (int r = 0; r < W; r++) {
+            for (ptrdiff_t o = 0; o < G.n; o += W)
+                V(store)(term + o, NAME(exp_term)(&k, V(load)(at + o), V(load)(G.base + o), V(load)(G.floor + o),
+                                                  V(load)(G.top + o)));
+            NAME(widen)(&G, term, e);
+        }
+        for (ptrdiff_t o = 0; o < G.n; o += d_W) {
+            const vd zero = d_set1(0), log = d_load(G.log + o), f_w = d_load(wy + o);
+            vd f = d_load(v + o);
+            vd top = d_load(m + o), x = d_load(x_at + o), q = d_mul(d_set1(one_hot), f_w), other = zero;
+            vd nll = NAME(plus_log)(&G, o, d_sub(top, x), scale);
+            vd value = d_mul(q, d_select(d_eq(q, zero), log, nll));
+            if (spread != 0) {
+                other = d_mul(d_set1(spread), d_add(d_sub(d_load(weights + o), f_w), d_load(weights_lo + o)));
+                q = d_add(q, d_mul(d_set1(spread), f_w));
+            }
+            if (zloss != 0) {
+                vd lse = NAME(plus_log)(&G, o, top, scale);
+                other = d_add(other, d_mul(d_set1(2 * zloss), lse));
+            }
+            d_store(loss + o, d_mul(value, f));
+            if (gradient) {
                 /* At the target, (sum of the other q) p - q (1 - p), with 1 - p from the sum over the other classes. */
-                double sum = G.s[r] + G.s_lo[r], f = v[r] * up[r] * scale, qy = q[r] + spread * wy[r];
-                double left = x_at[r] == m[r] ? G.others[r] : (G.s[r] - e[r]) + G.s_lo[r];
+                vd s = d_load(G.s + o), s_lo = d_load(G.s_lo + o), part = d_load(e + o);
+                vd left = d_select(d_eq(x, top), d_load(G.others + o), d_add(d_sub(s, part), s_lo));
+                f = d_mul(d_mul(f, d_load(up + o)), d_set1(scale));
 #if FS_FLOAT
-                /* Divisions are what takes the time with few classes; in double, a product will do. */
-                double inverse = 1 / sum, p = e[r] * inverse, not_p = left * inverse;
+                vd inverse = d_load(G.inverse + o), prob = d_mul(part, inverse), not_prob = d_mul(left, inverse);
 #else
-                double p = e[r] / sum, not_p = left / sum;
+                vd sum = d_add(s, s_lo), prob = d_div(part, sum), not_prob = d_div(left, sum);
 #endif
-                target[r] = f * (others[r] * p - qy * not_p);
-                factor[r] = f * (others[r] + qy);
+                d_store(target + o, d_mul(f, d_sub(d_mul(other, prob), d_mul(q, not_prob))));
+                d_store(factor + o, d_mul(f, d_add(other, q)));
             }
         }
-        for (ptrdiff_t r = 0; r < g; r++) {
-            double value = loss[r];
-            if (__builtin_expect(G.special >> r & 1, 0)) {
-                int any = one_hot * wy[r] != 0 || spread != 0 || zloss != 0;
-                value = G.kind[r] == IS_EMPTY && empty ? (any ? v[r] * INFINITY : 0) : NAN;
-            }
-            ONE(gradient ? LOSS_GRAD : LOSS, i + r) = ignored >> r & 1 ? 0 : (REAL)value;
+        for (ptrdiff_t r = 0; options && r < g; r++) { /* several roundings would add up */
+            wide log = (wide)G.log_hi[r] + G.log_lo[r], top = (wide)m[r] * scale, lse = top + log, q = one_hot * wy[r];
+            wide value = q == 0 ? 0 * log : q * (((wide)m[r] - x_at[r]) * scale + log);
+            if (spread != 0)
+                value += spread * ((wide)scale * spreads[r] + (wide)weights[r] * log);
+            if (zloss != 0)
+                value += zloss * lse * lse;
+            loss[r] = (double)(value * v[r]);
         }
+        if (__builtin_expect((G.special | ignored) != 0, 0))
+            for (ptrdiff_t r = 0; r < g; r++) {
+                int any = one_hot * wy[r] != 0 || options;
+                if (G.special >> r & 1)
+                    loss[r] = G.kind[r] == IS_EMPTY && empty ? (any ? v[r] * INFINITY : 0) : NAN;
+                if (ignored >> r & 1)
+                    loss[r] = 0;
+            }
+        for (ptrdiff_t r = 0; r < g; r++)
+            ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)loss[r];
         if (!gradient)
             continue;
         NAME(group_inverse)(&G, factor, hi, lo);
-        REAL u[W];
-        for (int r = 0; r < W; r++)
+        for (ptrdiff_t r = 0; spread != 0 && r < G.n; r++)
             u[r] = (REAL)(v[r] * up[r] * scale * spread);
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(DX, i + r), i, r);
+            PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
             p.w = w;
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
@@ -855,20 +892,23 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         BRING(T, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i + r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
-        double sum_q[W], dot[W], low[W];
-        REAL hi[W], lo[W], all[W] = {0}, factor[W] = {0}, not_top[W];
+        double sum_q[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
+        REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(X, i + r), .other = OF(T, i + r), .w = w, .m = LANES(G.m, r),
+            PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
                       .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth};
-            NAME(probs_sums_all)(&p, &a.of[r], &b.of[r], cols);
+            NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, sum_q, low, cols);
         NAME(sum_rows)(&b, g, dot, low, cols);
+        NAME(widen)(&G, G.m, m);
+        for (ptrdiff_t o = 0; zloss != 0 && o < G.n; o += d_W)
+            d_store(lses + o, NAME(plus_log)(&G, o, d_load(m + o), scale));
         for (ptrdiff_t r = 0; r < g; r++) {
-            double lse = NAME(plus_log)(&G, G.m[r], scale, r), v = ONE(V_, i + r);
+            double lse = zloss != 0 ? lses[r] : 0, v = ONE(V_, i + r);
             wide value = (wide)sum_q[r] * G.log[r] + (wide)scale * dot[r] + (zloss != 0 ? (wide)zloss * lse * lse : 0);
             int special = G.special >> r & 1;
             if (__builtin_expect(special, 0)) {
@@ -886,11 +926,12 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
         if (!gradient)
             continue;
         NAME(group_inverse)(&G, NULL, hi, lo);
-        for (int r = 0; r < W; r++)
-            not_top[r] = (REAL)(G.rest[r] / (1 + G.rest[r]));
+        NAME(group_complement)(&G, complement);
+        for (ptrdiff_t r = 0; r < G.n; r++)
+            not_top[r] = (REAL)complement[r];
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(DX, i + r), i, r);
-            p.other = OF(T, i + r);
+            PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
+            p.other = OF(T, i, r);
             p.w = w;
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);

@@ -58,8 +58,16 @@ typedef vd VEC;
 /* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
 
-/* Classes up to which a group is worked on in columns. */
+/* Classes up to which a group is worked on in columns, and up to how many panels of W rows it then has: a group's steps
+ * wait for each other, and several panels' need not. */
 #define COLUMNS_MAX 64
+#define PANELS 4
+#define ROOM (PANELS * W)
+
+/* Bytes of one operand that a group takes at a time: a 48 KB first-level cache has room for them and their results. */
+#define GROUP_BYTES (8 << 10)
+#define COLUMNS_ROOM (GROUP_BYTES / (ptrdiff_t)sizeof(REAL))
+_Static_assert(COLUMNS_MAX * W <= COLUMNS_ROOM, "a panel fits");
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
 
@@ -117,7 +125,7 @@ static EXPK NAME(exp_constants)(double scale)
 /* exp(s d) - 1 without its power of two, which is returned in n. */
 FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
 {
-    *n = V(rint)(V(mul)(d, k->rate));
+    *n = V(rint_of_product)(d, k->rate);
     VEC u = V(fnma)(*n, k->lo, V(fnma)(*n, k->hi, d));
     VEC r = V(mul)(u, k->s), r2 = V(mul)(r, r);
 #if FS_FLOAT
@@ -274,7 +282,7 @@ FS_INLINE ACC NAME(acc_of)(double hi, double lo)
 
 /* What a pass has added up for each row of a group. */
 typedef struct {
-    ACC of[W];
+    ACC of[ROOM];
 } SUMS;
 
 /* Reduce a group's sums: hi[r] + lo[r] is the sum of row r. */
@@ -283,47 +291,47 @@ FS_INLINE void NAME(sum_rows)(SUMS *sums, ptrdiff_t g, double *hi, double *lo, c
     if (!cols)
         for (ptrdiff_t r = g; r < W; r++)
             sums->of[r] = sums->of[0];
+    for (ptrdiff_t o = 0, n = cols ? (g + W - 1) / W * W : W; o < n; o += d_W) {
 #if FS_FLOAT
-    vd part[2];
-#define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
-    for (int h = 0; h < HALVES; h++) {
+        vd s;
         if (cols) {
-            part[h] = h ? sums->of[0].b : sums->of[0].a;
+            s = o % W ? sums->of[o / W].b : sums->of[o / W].a;
         } else {
             vd rows[d_W];
             for (int r = 0; r < d_W; r++)
-                rows[r] = d_add(sums->of[h * d_W + r].a, sums->of[h * d_W + r].b);
-            d_TREE(STEP, vd, rows, part[h]);
-        }
-        d_store(hi + h * d_W, part[h]);
-        d_store(lo + h * d_W, d_set1(0));
-    }
+                rows[r] = d_add(sums->of[o + r].a, sums->of[o + r].b);
+#define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
+            d_TREE(STEP, vd, rows, s);
 #undef STEP
+        }
+        d_store(hi + o, s);
+        d_store(lo + o, d_set1(0));
 #else
-    ACC s = sums->of[0];
+        ACC s = sums->of[o / W];
 #define STEP(k, x, y, out)                                                                                            \
     do {                                                                                                              \
         vd h_ = d_lo##k((x).a, (y).a), l_ = d_add(d_lo##k((x).b, (y).b), d_hi##k((x).b, (y).b));                      \
         NAME(two_sum)(&h_, &l_, d_hi##k((x).a, (y).a));                                                              \
         out = (ACC){h_, l_};                                                                                          \
     } while (0)
-    if (!cols)
-        d_TREE(STEP, ACC, sums->of, s);
+        if (!cols)
+            d_TREE(STEP, ACC, sums->of, s);
 #undef STEP
-    /* Of an infinite sum the low part is inf - inf. */
-    vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), s.b, low);
-    NAME(two_sum)(&s.a, &low, finite);
-    low = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), low, d_set1(0));
-    d_store(hi, s.a);
-    d_store(lo, low);
+        /* Of an infinite sum the low part is inf - inf. */
+        vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), s.b, low);
+        NAME(two_sum)(&s.a, &low, finite);
+        low = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), low, d_set1(0));
+        d_store(hi + o, s.a);
+        d_store(lo + o, low);
 #endif
+    }
 }
 
 /* One row's sum as two numbers. */
 static void NAME(sum_one)(ACC s, double *hi, double *lo)
 {
     SUMS sums;
-    double h[W], l[W];
+    double h[ROOM], l[ROOM];
     sums.of[0] = s;
     NAME(sum_rows)(&sums, 1, h, l, 0);
     *hi = h[0];
@@ -366,8 +374,8 @@ typedef struct {
 } NAME(pass);
 #define PASS NAME(pass)
 
-/* Number r of a group's W numbers in all lanes, or all of them. */
-#define LANES(numbers, r) (cols ? V(load)(numbers) : V(set1)((numbers)[r]))
+/* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
+#define LANES(numbers, r) (cols ? V(load)((numbers) + (r)) : V(set1)((numbers)[r]))
 
 /* Rows longer than FS_BLOCK are passed over block by block, possibly by several threads. */
 FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + FS_BLOCK - 1) / FS_BLOCK; }
@@ -382,21 +390,20 @@ FS_INLINE VEC NAME(max_flat)(const REAL *x, ptrdiff_t c, const int cols)
 {
     const VEC low = V(set1)(-(REAL)INFINITY);
     VEC m0 = low, m1 = low, m2 = low, m3 = low;
+    const ptrdiff_t n = cols ? c * W : c;
     ptrdiff_t i = 0;
-    if (!cols) {
-        for (; i + 4 * W <= c; i += 4 * W) {
-            for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
-                __builtin_prefetch((const char *)(x + i) + AHEAD + o);
-            m0 = V(max)(V(load)(x + i), m0);
-            m1 = V(max)(V(load)(x + i + W), m1);
-            m2 = V(max)(V(load)(x + i + 2 * W), m2);
-            m3 = V(max)(V(load)(x + i + 3 * W), m3);
-        }
-        m0 = V(max)(V(max)(m2, m3), V(max)(m0, m1));
+    for (; i + 4 * W <= n; i += 4 * W) {
+        for (ptrdiff_t o = 0; !cols && o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+            __builtin_prefetch((const char *)(x + i) + AHEAD + o);
+        m0 = V(max)(V(load)(x + i), m0);
+        m1 = V(max)(V(load)(x + i + W), m1);
+        m2 = V(max)(V(load)(x + i + 2 * W), m2);
+        m3 = V(max)(V(load)(x + i + 3 * W), m3);
     }
-    const REAL *y = x + i;
-    EACH_VECTOR(cols, c - i, m0 = V(max)(V(load)(y + j), m0), m0 = V(max)(V(load_head)(y + j, rest, low), m0));
-    return m0;
+    m0 = V(max)(V(max)(m2, m3), V(max)(m0, m1));
+    for (; i + W <= n; i += W)
+        m0 = V(max)(V(load)(x + i), m0);
+    return i < n ? V(max)(V(load_head)(x + i, n - i, low), m0) : m0;
 }
 
 static void NAME(max_block)(void *context, ptrdiff_t b)
@@ -534,18 +541,19 @@ FS_INLINE VEC NAME(mul2)(VEC a, VEC hi, VEC lo)
 
 /* --- groups ------------------------------------------------------------------------------------------------------- */
 
-/* What is known of a group of rows after its passes; lane r is row r. */
+/* What is known of a group of rows after its passes; number r is row r's. */
 typedef struct {
-    REAL m[W];                   /* maximum of x */
-    REAL base[W], floor[W], top[W]; /* for exp_term */
-    double em[W];                /* the maximum's own term, as it was computed */
-    double top_term[W], top_lo[W]; /* and what it is, in two parts */
-    double others[W];            /* sum of the other terms */
-    double s[W], s_lo[W];        /* sum of all terms */
-    double rest[W], rest_lo[W];  /* others / top_term, in two parts */
-    double log[W], log_hi[W], log_lo[W]; /* log1p(rest) = logsumexp - scale m, whole and in two parts */
-    unsigned special;            /* bit r: the maximum is not finite */
-    unsigned char kind[W];       /* of a special row */
+    ptrdiff_t n;                                     /* numbers in use: whole vectors */
+    REAL m[ROOM];                                    /* maximum of x */
+    REAL base[ROOM], floor[ROOM], top[ROOM];         /* for exp_term */
+    double em[ROOM];                                 /* the maximum's own term, as it was computed */
+    double top_term[ROOM], top_lo[ROOM];             /* and what it is, in two parts */
+    double others[ROOM];                             /* sum of the other terms */
+    double s[ROOM], s_lo[ROOM], inverse[ROOM];       /* sum of all terms, and 1 / s */
+    double rest[ROOM], rest_lo[ROOM];                /* others / top_term, in two parts */
+    double log[ROOM], log_hi[ROOM], log_lo[ROOM];    /* log1p(rest) = logsumexp - scale m, whole and in two parts */
+    uint64_t special;                                /* bit r: the maximum is not finite */
+    unsigned char kind[ROOM];                        /* of a special row */
 } GROUP;
 
 enum { NAME(IS_NAN) = 1, NAME(IS_PLUS_INF) = 2, NAME(IS_EMPTY) = 3 };
@@ -565,11 +573,13 @@ static unsigned char NAME(classify)(const REAL *x, ptrdiff_t c)
     return kind;
 }
 
-/* Rows a group takes: as many as have room in a 48 KB first-level cache with their results, at most W. */
+/* Rows a group takes: GROUP_BYTES, but whole panels. */
 FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
 {
-    ptrdiff_t g = cols ? W : (16 << 10) / (c * (ptrdiff_t)sizeof(REAL));
-    return g < 1 ? 1 : g > W ? W : g;
+    ptrdiff_t g = COLUMNS_ROOM / c, most = cols ? ROOM : W;
+    if (cols)
+        g = g / W * W < W ? W : g / W * W;
+    return g < 1 ? 1 : g > most ? most : g;
 }
 
 FS_INLINE ptrdiff_t NAME(group_size)(ptrdiff_t left, ptrdiff_t most)
@@ -585,11 +595,10 @@ FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
 }
 
 /* Fetch what the next group in columns will read (or write): its rows are too short for a pass to do it. */
-FS_INLINE void NAME(fetch_next_group)(const fs_tile *t, int operand, ptrdiff_t r, const int write)
+FS_INLINE void NAME(fetch)(const char *p, ptrdiff_t bytes, const int write)
 {
-    ptrdiff_t bytes = W * t->step[operand];
-    const char *p = t->data[operand] + r * t->step[operand] + (bytes < AHEAD ? AHEAD : bytes);
-    for (ptrdiff_t o = 0; o < bytes && bytes <= 4 * COLUMNS_MAX * W * (ptrdiff_t)sizeof(REAL); o += 64) {
+    p += bytes < AHEAD ? AHEAD : bytes;
+    for (ptrdiff_t o = 0; o < bytes; o += 64) {
         if (write)
             __builtin_prefetch(p + o, 1);
         else
@@ -599,63 +608,72 @@ FS_INLINE void NAME(fetch_next_group)(const fs_tile *t, int operand, ptrdiff_t r
 
 #define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
 
-/* Rows i to i + g of an operand into columns: class k of row i + r to col[k W + r].  Lanes without a row repeat one. */
+/* Rows i to i + g of an operand into columns, a panel of W rows after the other: class k of row r to col[k W + r].  Lanes
+ * without a row repeat one. */
 FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col)
 {
-    const char *p = t->data[operand] + i * t->step[operand];
     const ptrdiff_t step = t->step[operand], c = t->c;
-    if (g < W) {
-        for (ptrdiff_t r = 0; r < W; r++)
-            for (ptrdiff_t k = 0; k < c; k++)
-                col[k * W + r] = ((const REAL *)(p + (r < g ? r : 0) * step))[k];
-        return;
-    }
-    NAME(fetch_next_group)(t, operand, i, 0);
+    const char *row = t->data[operand] + i * step;
     VEC v[Q];
-    ptrdiff_t k = 0;
-    for (; k + Q <= c; k += Q, p += 16) {
-        for (int a = 0; a < Q; a++)
-            v[a] = V(load_quads)((const REAL *)(p + a * step), Q * step);
-        V(transpose_quads)(v);
-        for (int a = 0; a < Q; a++)
-            V(store)(col + (k + a) * W, v[a]);
-    }
-    if (k < c) {
-        for (int a = 0; a < Q; a++)
-            v[a] = V(load_quads_head)((const REAL *)(p + a * step), Q * step, c - k);
-        V(transpose_quads)(v);
-        for (int a = 0; a < Q - 1 && k + a < c; a++)
-            V(store)(col + (k + a) * W, v[a]);
+    for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
+        if (left < W) {
+            for (ptrdiff_t r = 0; r < W; r++)
+                for (ptrdiff_t k = 0; k < c; k++)
+                    col[k * W + r] = ((const REAL *)(row + (r < left ? r : 0) * step))[k];
+            return;
+        }
+        const char *p = row;
+        ptrdiff_t k = 0;
+        if (step <= 2 * COLUMNS_MAX * (ptrdiff_t)sizeof(REAL))
+            NAME(fetch)(p, W * step, 0);
+        for (; k + Q <= c; k += Q, p += 16) {
+            for (int a = 0; a < Q; a++)
+                v[a] = V(load_quads)((const REAL *)(p + a * step), Q * step);
+            V(transpose_quads)(v);
+            for (int a = 0; a < Q; a++)
+                V(store)(col + (k + a) * W, v[a]);
+        }
+        if (k < c) {
+            for (int a = 0; a < Q; a++)
+                v[a] = V(load_quads_head)((const REAL *)(p + a * step), Q * step, c - k);
+            V(transpose_quads)(v);
+            for (int a = 0; a < Q - 1 && k + a < c; a++)
+                V(store)(col + (k + a) * W, v[a]);
+        }
     }
 }
 
 /* And back: columns to rows. */
 FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const REAL *col)
 {
-    char *p = t->data[operand] + i * t->step[operand];
     const ptrdiff_t step = t->step[operand], c = t->c;
-    if (g < W) {
-        for (ptrdiff_t r = 0; r < g; r++)
-            for (ptrdiff_t k = 0; k < c; k++)
-                ((REAL *)(p + r * step))[k] = col[k * W + r];
-        return;
-    }
-    NAME(fetch_next_group)(t, operand, i, 1);
+    char *row = t->data[operand] + i * step;
     VEC v[Q];
-    ptrdiff_t k = 0;
-    for (; k + Q <= c; k += Q, p += 16) {
-        for (int a = 0; a < Q; a++)
-            v[a] = V(load)(col + (k + a) * W);
-        V(transpose_quads)(v);
-        for (int a = 0; a < Q; a++)
-            V(store_quads)((REAL *)(p + a * step), Q * step, v[a]);
-    }
-    if (k < c) {
-        for (int a = 0; a < Q; a++)
-            v[a] = V(load)(col + (k + a < c ? k + a : k) * W);
-        V(transpose_quads)(v);
-        for (int a = 0; a < Q; a++)
-            V(store_quads_head)((REAL *)(p + a * step), Q * step, c - k, v[a]);
+    for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
+        if (left < W) {
+            for (ptrdiff_t r = 0; r < left; r++)
+                for (ptrdiff_t k = 0; k < c; k++)
+                    ((REAL *)(row + r * step))[k] = col[k * W + r];
+            return;
+        }
+        char *p = row;
+        ptrdiff_t k = 0;
+        if (step <= 2 * COLUMNS_MAX * (ptrdiff_t)sizeof(REAL))
+            NAME(fetch)(p, W * step, 1);
+        for (; k + Q <= c; k += Q, p += 16) {
+            for (int a = 0; a < Q; a++)
+                v[a] = V(load)(col + (k + a) * W);
+            V(transpose_quads)(v);
+            for (int a = 0; a < Q; a++)
+                V(store_quads)((REAL *)(p + a * step), Q * step, v[a]);
+        }
+        if (k < c) {
+            for (int a = 0; a < Q; a++)
+                v[a] = V(load)(col + (k + a < c ? k + a : k) * W);
+            V(transpose_quads)(v);
+            for (int a = 0; a < Q; a++)
+                V(store_quads_head)((REAL *)(p + a * step), Q * step, c - k, v[a]);
+        }
     }
 }
 
@@ -663,22 +681,27 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
 FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const REAL *col,
                                const int cols)
 {
-    VEC all;
-    if (cols) {
-        all = NAME(max_flat)(col, t->c, 1);
-    } else {
-        VEC m[W];
-        for (ptrdiff_t r = 0; r < g; r++)
-            m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c);
-        for (ptrdiff_t r = g; r < W; r++)
-            m[r] = m[0];
+    G->n = cols ? (g + W - 1) / W * W : W;
+    G->special = 0;
+    for (ptrdiff_t o = 0; o < G->n; o += W) {
+        VEC all;
+        if (cols) {
+            all = NAME(max_flat)(col + o * t->c, t->c, 1);
+        } else {
+            VEC m[W];
+            for (ptrdiff_t r = 0; r < g; r++)
+                m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c);
+            for (ptrdiff_t r = g; r < W; r++)
+                m[r] = m[0];
 #define STEP(k, a, b, out) out = V(max)(V(lo##k)(a, b), V(hi##k)(a, b))
-        V(TREE)(STEP, VEC, m, all);
+            V(TREE)(STEP, VEC, m, all);
 #undef STEP
+        }
+        V(store)(G->m + o, all);
+        uint64_t finite = V(bits)(V(lt)(V(abs)(all), V(set1)((REAL)INFINITY)));
+        G->special |= (~finite & ((1ull << W) - 1)) << o;
     }
-    V(store)(G->m, all);
-    unsigned finite = V(bits)(V(lt)(V(abs)(all), V(set1)((REAL)INFINITY)));
-    G->special = ~finite & ((1u << g) - 1);
+    G->special &= ~0ull >> (64 - g);
     if (__builtin_expect(G->special != 0, 0))
         for (ptrdiff_t r = 0; r < g; r++)
             if (G->special >> r & 1)
@@ -688,32 +711,34 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
 /* From the maxima, what exp_term needs, and the maximum's own term. */
 FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
 {
-    VEC m = V(load)(G->m), n;
-    VEC far = V(set1)((REAL)(FAR / k->scale));
-    VEC base = V(select)(V(lt)(far, V(abs)(m)), m, V(set1)(0));
-    VEC d = V(sub)(m, base);
-    VEC w = NAME(exp_minus1)(k, d, &n), e = V(add)(w, V(set1)(1));
-    V(store)(G->base, base);
-    V(store)(G->floor, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
-    V(store)(G->top, V(sub)(n, V(set1)(BOOST)));
-    const VEC boost = V(set1)(BOOST);
-    e = V(scale2)(e, boost);
-    /* The maximum's term weighs most: where it dominates, its rounding would be the whole row's. */
+    for (ptrdiff_t o = 0; o < G->n; o += W) {
+        VEC m = V(load)(G->m + o), n;
+        VEC far = V(set1)((REAL)(FAR / k->scale));
+        VEC base = V(select)(V(lt)(far, V(abs)(m)), m, V(set1)(0));
+        VEC d = V(sub)(m, base);
+        VEC w = NAME(exp_minus1)(k, d, &n), e = V(add)(w, V(set1)(1));
+        V(store)(G->base + o, base);
+        V(store)(G->floor + o, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
+        V(store)(G->top + o, V(sub)(n, V(set1)(BOOST)));
+        const VEC boost = V(set1)(BOOST);
+        e = V(scale2)(e, boost);
+        /* The maximum's term weighs most: where it dominates, its rounding would be the whole row's. */
 #if FS_FLOAT
-    for (int h = 0; h < HALVES; h++) {
-        vd q = h ? f_widen_hi(n) : f_widen_lo(n), z = d_mul(h ? f_widen_hi(d) : f_widen_lo(d), d_set1(k->scale));
-        vd r = d_sub(d_sub(z, d_mul(q, d_set1(LN2_HI_F64_NOFMA))), d_mul(q, d_set1(LN2_LO_F64_NOFMA)));
-        d_store(G->em + h * d_W, h ? f_widen_hi(e) : f_widen_lo(e));
-        vd exact = d_add(d_set1(1), d_fma(d_mul(r, r), d_exp_quotient(r, d_mul(r, r)), r));
-        d_store(G->top_term + h * d_W, d_mul(exact, d_set1((double)(1 << BOOST))));
-        d_store(G->top_lo + h * d_W, d_set1(0));
-    }
+        for (int h = 0; h < HALVES; h++) {
+            vd q = h ? f_widen_hi(n) : f_widen_lo(n), z = d_mul(h ? f_widen_hi(d) : f_widen_lo(d), d_set1(k->scale));
+            vd r = d_fnma(q, d_set1(LN2_HI_F64_FMA), z), r2 = d_mul(r, r);
+            d_store(G->em + o + h * d_W, h ? f_widen_hi(e) : f_widen_lo(e));
+            vd exact = d_fma(r2, d_exp_quotient_of_float(r, r2), d_add(d_set1(1), r));
+            d_store(G->top_term + o + h * d_W, d_mul(exact, d_set1((double)(1 << BOOST))));
+            d_store(G->top_lo + o + h * d_W, d_set1(0));
+        }
 #else
-    d_store(G->em, e);
-    d_store(G->top_term, e);
-    vd unit = V(add)(w, V(set1)(1));
-    d_store(G->top_lo, d_scale2(d_add(d_sub(d_set1(1), unit), w), boost));
+        d_store(G->em + o, e);
+        d_store(G->top_term + o, e);
+        vd unit = V(add)(w, V(set1)(1));
+        d_store(G->top_lo + o, d_scale2(d_add(d_sub(d_set1(1), unit), w), boost));
 #endif
+    }
 }
 
 /* a - q b for q = fl(a / b), exactly. */
@@ -733,17 +758,15 @@ FS_INLINE vd NAME(remainder)(vd a, vd q, vd b)
 FS_INLINE void NAME(group_sums)(GROUP *G, SUMS *sums, ptrdiff_t g, const int cols)
 {
     NAME(sum_rows)(sums, g, G->s, G->s_lo, cols);
-    for (int h = 0; h < HALVES; h++) {
-        int o = h * d_W;
-        vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o), e = d_load(G->em + o);
-        vd others = d_add(d_sub(s, e), s_lo);
+    for (ptrdiff_t o = 0; o < G->n; o += d_W) {
+        vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o), others = d_add(d_sub(s, d_load(G->em + o)), s_lo);
         d_store(G->others + o, others);
-        vd top = d_load(G->top_term + o), top_lo = d_load(G->top_lo + o), q = d_div(others, top);
-        d_store(G->rest + o, q);
-        d_store(G->rest_lo + o, FS_FLOAT ? d_set1(0) : d_div(d_fnma(q, top_lo, NAME(remainder)(others, q, top)), top));
 #if FS_FLOAT
-        d_store(G->s + o, d_add(others, d_load(G->top_term + o)));
+        s = d_add(others, d_load(G->top_term + o));
+        d_store(G->s + o, s);
+        d_store(G->inverse + o, d_reciprocal(s));
 #else
+        d_store(G->inverse + o, d_div(d_set1(1), s));
         d_store(G->s_lo + o, d_add(s_lo, d_load(G->top_lo + o)));
 #endif
     }
@@ -764,7 +787,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
         next = lane[i] > next ? lane[i] : next;
     if (!(next > -(REAL)INFINITY))
         return 0;
-    GROUP G;
+    GROUP G = {.n = W};
     for (int r = 0; r < W; r++)
         G.m[r] = next;
     NAME(group_prepare)(&G, k);
@@ -783,10 +806,20 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
 /* From the sums, the logarithm of sum / maximum's term, by the sum over the others. */
 FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x, ptrdiff_t first, ptrdiff_t g)
 {
-    unsigned weak = 0;
-    for (int h = 0; h < HALVES; h++)
-        weak |= d_bits(d_lt(d_load(G->rest + h * d_W), d_set1(DOMINATED))) << (h * d_W);
-    weak &= ((1u << g) - 1) & ~G->special;
+    uint64_t weak = 0;
+    for (ptrdiff_t o = 0; o < G->n; o += d_W) {
+        vd others = d_load(G->others + o), top = d_load(G->top_term + o);
+#if FS_FLOAT
+        vd q = d_mul(others, d_reciprocal(top));
+        d_store(G->rest_lo + o, d_set1(0));
+#else
+        vd q = d_div(others, top);
+        d_store(G->rest_lo + o, d_div(d_fnma(q, d_load(G->top_lo + o), NAME(remainder)(others, q, top)), top));
+#endif
+        d_store(G->rest + o, q);
+        weak |= (uint64_t)d_bits(d_lt(q, d_set1(DOMINATED))) << o;
+    }
+    weak &= ~0ull >> (64 - g) & ~G->special;
     if (weak) {
         for (ptrdiff_t r = 0; r < g; r++) {
             if (weak >> r & 1) {
@@ -796,8 +829,7 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
             }
         }
     }
-    for (int h = 0; h < HALVES; h++) {
-        int o = h * d_W;
+    for (ptrdiff_t o = 0; o < G->n; o += d_W) {
         vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), FS_FLOAT ? LOG1P_OF_FLOATS : LOG1P, &low);
         d_store(G->log + o, d_add(high, low));
         d_store(G->log_hi + o, high);
@@ -805,31 +837,55 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
     }
 }
 
-/* scale a + log of row r, rounded nearly once: the parts of the log are added one by one, since they can cancel scale a. */
-FS_INLINE double NAME(plus_log)(const GROUP *G, double a, double scale, ptrdiff_t r)
+/* scale a + log of the rows from o on, rounded nearly once: the parts of the log are added one by one, since they can
+ * cancel scale a. */
+FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, double scale)
 {
-    double p = a * scale, lost = fma(a, scale, -p);
-    double t = p + G->log_hi[r], back = t - p, rest = (p - (t - back)) + (G->log_hi[r] - back);
-    double sum = t + (rest + (lost + G->log_lo[r]));
-    return fabs(p) < INFINITY ? sum : p + G->log[r];
+    const vd high = d_load(G->log_hi + o), s = d_set1(scale);
+    vd p = d_mul(a, s), t = d_add(p, high), back = d_sub(t, p);
+    vd rest = d_add(d_sub(p, d_sub(t, back)), d_sub(high, back));
+#if FS_FUSED
+    vd lost = d_fma(a, s, d_sub(d_set1(0), p));
+#else
+    vd lost = scale == 1 ? d_set1(0) : d_product_error(a, s, p);
+#endif
+    vd sum = d_add(t, d_add(rest, d_add(lost, d_load(G->log_lo + o))));
+    return d_select(d_lt(d_abs(p), d_set1(INFINITY)), sum, d_add(p, d_load(G->log + o)));
 }
 
 /* factor / sum of each row, in two parts. */
 FS_INLINE void NAME(group_inverse)(const GROUP *G, const double *factor, REAL *hi, REAL *lo)
 {
-    vd y[HALVES];
-    for (int h = 0; h < HALVES; h++)
-        y[h] = d_div(factor ? d_load(factor + h * d_W) : d_set1(1), d_load(G->s + h * d_W));
+    for (ptrdiff_t o = 0; o < G->n; o += W) {
 #if FS_FLOAT
-    vf head = f_narrow(y[0], y[1]);
-    f_store(hi, head);
-    f_store(lo, f_narrow(d_sub(y[0], f_widen_lo(head)), d_sub(y[1], f_widen_hi(head))));
+        vd y[HALVES];
+        for (int h = 0; h < HALVES; h++) {
+            y[h] = d_load(G->inverse + o + h * d_W);
+            if (factor)
+                y[h] = d_mul(y[h], d_load(factor + o + h * d_W));
+        }
+        vf head = f_narrow(y[0], y[1]);
+        f_store(hi + o, head);
+        f_store(lo + o, f_narrow(d_sub(y[0], f_widen_lo(head)), d_sub(y[1], f_widen_hi(head))));
 #else
-    vd s = d_load(G->s), f = factor ? d_load(factor) : d_set1(1);
-    d_store(hi, y[0]);
-    d_store(lo, d_div(d_fnma(y[0], d_load(G->s_lo), NAME(remainder)(f, y[0], s)), s));
+        vd s = d_load(G->s + o), f = d_set1(1), y = d_load(G->inverse + o);
+        if (factor) {
+            f = d_load(factor + o);
+            y = d_div(f, s);
+        }
+        d_store(hi + o, y);
+        d_store(lo + o, d_div(d_fnma(y, d_load(G->s_lo + o), NAME(remainder)(f, y, s)), s));
 #endif
+    }
 }
+
+/* The other classes' part of the sum: 1 - p of the maximum. */
+FS_INLINE void NAME(group_complement)(const GROUP *G, double *part)
+{
+    for (ptrdiff_t o = 0; o < G->n; o += d_W)
+        d_store(part + o, d_mul(d_load(G->others + o), d_load(G->inverse + o)));
+}
+
 static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
 {
     for (ptrdiff_t j = 0; j < c; j++)

@@ -1,7 +1,8 @@
 /* The vector vocabulary: what an instruction set has to supply, for vf (floats, prefix f_) and vd (doubles, d_).
  *
  *   load store load_head store_head   whole vectors, unaligned; the first n lanes only (0 <= n <= W), the rest `fill`
- *   set1 add sub mul div rint abs     lane by lane
+ *   set1 add sub mul div abs          lane by lane
+ *   rint_of_product                   a b, rounded to an integer, if |a b| < 2^20
  *   fma fnma                          a b + c and c - a b; rounded once if FS_FUSED
  *   max                               the larger one; b if either is NaN, so that max(x, NaN) keeps the NaN
  *   scale2                            a 2^n for integral n down to -1100; subnormal results are rounded once
@@ -12,6 +13,7 @@
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
  *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)
  *
+ *   reciprocal                        (d_ only) 1 / a to 2^-50, for a normal a and result
  *   load_quads store_quads            a vector whose lane l of 128 bits is at p + l step bytes; ..._head: the first n
  *                                     elements of each quad only
  *   transpose_quads                   element b of the quads of vector a for element a of those of vector b, as many

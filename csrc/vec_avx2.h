@@ -35,7 +35,6 @@ FS_INLINE __m256i d_head(ptrdiff_t n)
     FS_INLINE V P##fma(V a, V b, V c) { return _mm256_fmadd_##S(a, b, c); }                                          \
     FS_INLINE V P##fnma(V a, V b, V c) { return _mm256_fnmadd_##S(a, b, c); }                                        \
     FS_INLINE V P##max(V a, V b) { return _mm256_max_##S(a, b); }                                                    \
-    FS_INLINE V P##rint(V a) { return _mm256_round_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }          \
     FS_INLINE V P##bounded(V a, V low) { return _mm256_max_##S(low, a); }                                            \
     FS_INLINE V P##not_less(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_NLT_UQ); }                                  \
     FS_INLINE V P##lt(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_LT_OQ); }                                         \
@@ -49,6 +48,19 @@ FS_INLINE vd d_as_mask(__m256i k) { return _mm256_castsi256_pd(k); }
 DEFINE_COMMON(f_, vf, float, ps)
 DEFINE_COMMON(d_, vd, double, pd)
 #undef DEFINE_COMMON
+
+/* Rounded by the magic number 1.5 2^(bits of the mantissa), which |a b| is far below: a rounding instruction takes twice
+ * as long, and the product would be rounded first. */
+FS_INLINE vf f_rint_of_product(vf a, vf b)
+{
+    const vf magic = f_set1(0x1.8p23f);
+    return f_sub(f_fma(a, b, magic), magic);
+}
+FS_INLINE vd d_rint_of_product(vd a, vd b)
+{
+    const vd magic = d_set1(0x1.8p52);
+    return d_sub(d_fma(a, b, magic), magic);
+}
 
 /* a 2^n in two steps, the first of which is exact: a subnormal result is rounded once. */
 FS_INLINE vf f_scale2(vf a, vf n)
@@ -113,16 +125,16 @@ FS_INLINE vd d_exponent(vd a)
     return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(e), magic), _mm256_set1_pd(0x1p52 + 1023));
 }
 
-FS_INLINE __m128i f_quad_mask(ptrdiff_t n) { return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_set_epi32(3, 2, 1, 0)); }
+FS_INLINE vd d_reciprocal(vd a) { return _mm256_div_pd(_mm256_set1_pd(1), a); }
+
+#include "vec_x86_quads.h"
 FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step)
 {
     return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps((const float *)((const char *)p + step)), 1);
 }
 FS_INLINE vf f_load_quads_head(const float *p, ptrdiff_t step, ptrdiff_t n)
 {
-    const __m128i m = f_quad_mask(n);
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskload_ps(p, m)),
-                                _mm_maskload_ps((const float *)((const char *)p + step), m), 1);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(load_head128(p, n)), load_head128((const char *)p + step, n), 1);
 }
 FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
 {
@@ -131,9 +143,8 @@ FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
 }
 FS_INLINE void f_store_quads_head(float *p, ptrdiff_t step, ptrdiff_t n, vf v)
 {
-    const __m128i m = f_quad_mask(n);
-    _mm_maskstore_ps(p, m, _mm256_castps256_ps128(v));
-    _mm_maskstore_ps((float *)((char *)p + step), m, _mm256_extractf128_ps(v, 1));
+    store_head128(p, n, _mm256_castps256_ps128(v));
+    store_head128((char *)p + step, n, _mm256_extractf128_ps(v, 1));
 }
 FS_INLINE void f_transpose_quads(vf *v)
 {

@@ -25,7 +25,6 @@ typedef __mmask8 md;
     FS_INLINE V P##fma(V a, V b, V c) { return _mm512_fmadd_##S(a, b, c); }                                          \
     FS_INLINE V P##fnma(V a, V b, V c) { return _mm512_fnmadd_##S(a, b, c); }                                        \
     FS_INLINE V P##max(V a, V b) { return _mm512_max_##S(a, b); }                                                    \
-    FS_INLINE V P##rint(V a) { return _mm512_roundscale_##S(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }     \
     FS_INLINE V P##scale2(V a, V n) { return _mm512_scalef_##S(a, n); }                                              \
     FS_INLINE V P##scale2_if(M m, V a, V n) { return _mm512_maskz_scalef_##S(m, a, n); }                             \
     FS_INLINE V P##bounded(V a, V low) { return (void)low, a; }                                                      \
@@ -39,6 +38,19 @@ typedef __mmask8 md;
 DEFINE_COMMON(f_, vf, float, mf, ps, 32)
 DEFINE_COMMON(d_, vd, double, md, pd, 64)
 #undef DEFINE_COMMON
+
+/* Rounded by the magic number 1.5 2^(bits of the mantissa), which |a b| is far below: a rounding instruction takes twice
+ * as long, and the product would be rounded first. */
+FS_INLINE vf f_rint_of_product(vf a, vf b)
+{
+    const vf magic = f_set1(0x1.8p23f);
+    return f_sub(f_fma(a, b, magic), magic);
+}
+FS_INLINE vd d_rint_of_product(vd a, vd b)
+{
+    const vd magic = d_set1(0x1.8p52);
+    return d_sub(d_fma(a, b, magic), magic);
+}
 
 FS_INLINE vd f_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 FS_INLINE vd f_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
@@ -89,7 +101,17 @@ FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
 /* Exponent of |a| as a double, and a's mantissa scaled into [1, 2). */
 FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }
 
+/* Two steps of Newton's: a division of 8 doubles keeps the divider busy for 16 cycles. */
+FS_INLINE vd d_reciprocal(vd a)
+{
+    const vd one = _mm512_set1_pd(1);
+    vd y = _mm512_rcp14_pd(a);
+    y = _mm512_fmadd_pd(y, _mm512_fnmadd_pd(a, y, one), y);
+    return _mm512_fmadd_pd(y, _mm512_fnmadd_pd(a, y, one), y);
+}
+
 /* Quads: lane l of 128 bits is at p + l step bytes. */
+#include "vec_x86_quads.h"
 FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step)
 {
     const char *q = (const char *)p;
@@ -101,11 +123,10 @@ FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step)
 FS_INLINE vf f_load_quads_head(const float *p, ptrdiff_t step, ptrdiff_t n)
 {
     const char *q = (const char *)p;
-    const __mmask8 m = (__mmask8)((1u << n) - 1u);
-    vf v = _mm512_castps128_ps512(_mm_maskz_loadu_ps(m, p));
-    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + step), 1);
-    v = _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + 2 * step), 2);
-    return _mm512_insertf32x4(v, _mm_maskz_loadu_ps(m, q + 3 * step), 3);
+    vf v = _mm512_castps128_ps512(load_head128(p, n));
+    v = _mm512_insertf32x4(v, load_head128(q + step, n), 1);
+    v = _mm512_insertf32x4(v, load_head128(q + 2 * step, n), 2);
+    return _mm512_insertf32x4(v, load_head128(q + 3 * step, n), 3);
 }
 FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
 {
@@ -118,11 +139,10 @@ FS_INLINE void f_store_quads(float *p, ptrdiff_t step, vf v)
 FS_INLINE void f_store_quads_head(float *p, ptrdiff_t step, ptrdiff_t n, vf v)
 {
     char *q = (char *)p;
-    const __mmask8 m = (__mmask8)((1u << n) - 1u);
-    _mm_mask_storeu_ps(p, m, _mm512_castps512_ps128(v));
-    _mm_mask_storeu_ps(q + step, m, _mm512_extractf32x4_ps(v, 1));
-    _mm_mask_storeu_ps(q + 2 * step, m, _mm512_extractf32x4_ps(v, 2));
-    _mm_mask_storeu_ps(q + 3 * step, m, _mm512_extractf32x4_ps(v, 3));
+    store_head128(p, n, _mm512_castps512_ps128(v));
+    store_head128(q + step, n, _mm512_extractf32x4_ps(v, 1));
+    store_head128(q + 2 * step, n, _mm512_extractf32x4_ps(v, 2));
+    store_head128(q + 3 * step, n, _mm512_extractf32x4_ps(v, 3));
 }
 FS_INLINE void f_transpose_quads(vf *v)
 {

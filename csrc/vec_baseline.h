@@ -45,11 +45,11 @@ typedef int64_t md __attribute__((vector_size(16)));
     FS_INLINE V P##max(V a, V b) { return P##select(P##lt(b, a), a, b); }                                            \
     FS_INLINE V P##bounded(V a, V low) { return P##max(low, a); }                                                    \
     FS_INLINE M P##not_less(V a, V b) { return ~P##lt(a, b); }                                                       \
-    FS_INLINE V P##rint(V a)                                                                                         \
+    FS_INLINE V P##rint_of_product(V a, V b)                                                                                     \
     {                                                                                                                 \
-        /* To nearest by the magic number 1.5 * 2^(bits of the mantissa): |a| is far below it. */                     \
+        /* To nearest by the magic number 1.5 * 2^(bits of the mantissa): |a b| is far below it. */                     \
         V magic = P##set1((T)MAGIC);                                                                                 \
-        return (a + magic) - magic;                                                                                   \
+        return (a * b + magic) - magic;                                                                                   \
     }                                                                                                                 \
     FS_INLINE unsigned P##bits(M m)                                                                                  \
     {                                                                                                                 \
@@ -113,6 +113,8 @@ FS_INLINE vd d_exponent(vd a)
     md e = (md)((md)a >> 52);
     return (vd){(double)(e[0] - 1023), (double)(e[1] - 1023)};
 }
+
+FS_INLINE vd d_reciprocal(vd a) { return d_set1(1) / a; }
 
 /* A vector is one quad. */
 FS_INLINE vf f_load_quads(const float *p, ptrdiff_t step) { return (void)step, f_load(p); }

@@ -23,6 +23,15 @@ FS_INLINE vd d_exp_quotient(vd r, vd r2)
     return d_fma(r4, d_fma(r4, e, d_fma(r2, d, c)), d_fma(r2, b, a));
 }
 
+/* The same to 2^-34, which is exact for floats. */
+FS_INLINE vd d_exp_quotient_of_float(vd r, vd r2)
+{
+    vd a = d_fma(r, d_set1(EXP_F32_TOP_C3), d_set1(EXP_F32_TOP_C2));
+    vd b = d_fma(r, d_set1(EXP_F32_TOP_C5), d_set1(EXP_F32_TOP_C4));
+    vd c = d_fma(r, d_set1(EXP_F32_TOP_C7), d_set1(EXP_F32_TOP_C6));
+    return d_fma(r2, d_fma(r2, c, b), a);
+}
+
 enum { LOG, LOG1P, LOG1P_OF_FLOATS };
 
 /* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of

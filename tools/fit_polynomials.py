@@ -4,10 +4,11 @@ The vectorised kernels evaluate three short polynomials and reduce their argumen
 a few split constants.  This script computes all of them from scratch, offline and
 deterministically, so that no number in the kernels has to be taken on trust:
 
-``exp_f32``, ``exp_f64``
+``exp_f32``, ``exp_f32_top``, ``exp_f64``
     ``exp(r) = 1 + (r + r**2 * q(r))`` for ``|r| <= ln(2)/2 * (1 + 2**-10)``.  The
     coefficients of 1 and ``r`` are exactly one; only ``q`` is fitted.  The margin on the
-    interval covers the rounding of the argument reduction.
+    interval covers the rounding of the argument reduction.  ``exp_f32_top`` is evaluated in
+    float64, for the largest term of a row of float32: its error would be the whole row's.
 ``log_f64``
     ``log((1+s)/(1-s)) = 2*s + s*z*P(z)`` with ``z = s**2`` and ``s = f/(2+f)`` for
     ``1+f`` in ``[sqrt(1/2), sqrt(2)]``, hence ``|s| <= 3 - 2*sqrt(2)``.
@@ -283,10 +284,10 @@ def solve(problem: Problem) -> Fit:
     )
 
 
-def exp_problem(bits: int, count: int, required: bool) -> Problem:
+def exp_problem(bits: int, count: int, required: bool, name: str | None = None) -> Problem:
     """Fit of ``exp(r) = 1 + r + r**2 * q(r)`` with `count` coefficients in ``q``."""
     radius = mp.ln2 / 2 * (1 + mp.mpf(2) ** -10)
-    name = f"exp_f{32 if bits == F32_BITS else 64}"
+    name = name or f"exp_f{32 if bits == F32_BITS else 64}"
     return Problem(
         name=f"{name}: 1 + (r + r^2 q(r)), q of degree {count - 1}",
         coefficient_prefix=f"{name.upper()}_C" if required else f"{name.upper()}_ALT_C",
@@ -330,6 +331,7 @@ def all_problems() -> list[Problem]:
     return [
         exp_problem(F32_BITS, 5, required=True),
         exp_problem(F32_BITS, 6, required=False),
+        exp_problem(F64_BITS, 6, required=True, name="exp_f32_top"),
         exp_problem(F64_BITS, 10, required=True),
         exp_problem(F64_BITS, 11, required=False),
         log_problem(F64_BITS, 7, required=True),
@@ -382,7 +384,7 @@ def numbers_in_python(text: str) -> set[float]:
 
 def needed_in_python(constant: Constant) -> bool:
     """Whether the Numba kernels use a constant: they have FMA, and derive the float32 splits from those of float64."""
-    return not constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA"))
+    return not constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA")) and not constant.name.startswith("EXP_F32_TOP")
 
 
 def check_sources(constants: Sequence[Constant]) -> int:
