@@ -12,6 +12,7 @@
 #undef CENTRE
 #undef CLASS_AT
 #undef COLUMNS
+#undef COLUMNS_GROUP
 #undef COLUMNS_MAX
 #undef COLUMNS_ROOM
 #undef DEFINE_EMIT
@@ -24,13 +25,12 @@
 #undef EVERYWHERE
 #undef EXPK
 #undef FAR
-#undef FETCH_NEXT
+#undef FETCH
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS
 #undef FOR_PASSES
 #undef GROUP
-#undef GROUP_BYTES
 #undef GROUP_TERMS
 #undef HALVES
 #undef IS_EMPTY
@@ -47,6 +47,7 @@
 #undef Q
 #undef ROOM
 #undef ROW
+#undef ROWS_GROUP
 #undef SAVE_LIMIT
 #undef SEND
 #undef SETTLE

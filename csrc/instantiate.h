@@ -27,5 +27,5 @@
 #include "row_ops.h"
 #include "forget.h"
 
-#define ENTRY(op) {#op, op##_f32, op##_f64},
+#define ENTRY(op, columns_max) {#op, op##_f32, op##_f64},
 const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};

@@ -1,26 +1,28 @@
 /* The operations on rows, one kernel each, over the passes and groups of rows.h.
  *
- * A kernel is a function NAME(op_rows)(t, cols), where cols tells the layout (rows.h), and an entry in FS_OPS.  Its operands and parameters stand in t in the order of the table in fastsoftmax/_ops.py, which holds
- * the definition that the tests compare it with. */
+ * A kernel is a function NAME(op_rows)(t, cols), where cols tells the layout (rows.h), and an entry in FS_OPS: its name,
+ * and the classes up to which it works in columns, half of COLUMNS_MAX where three operands of rows share the cache.  Its
+ * operands and parameters stand in t in the order of the table in fastsoftmax/_ops.py, which holds the definition that
+ * the tests compare it with. */
 
 #ifndef FS_OPS
 #define FS_OPS(X)                                                                                                     \
-    X(softmax)                                                                                                        \
-    X(log_softmax)                                                                                                    \
-    X(logsumexp)                                                                                                      \
-    X(logsumexp_weighted)                                                                                             \
-    X(softmax_jvp)                                                                                                    \
-    X(log_softmax_jvp)                                                                                                \
-    X(log_softmax_vjp)                                                                                                \
-    X(logsumexp_jvp)                                                                                                  \
-    X(logsumexp_vjp)                                                                                                  \
-    X(softmax_jacobian)                                                                                               \
-    X(log_softmax_jacobian)                                                                                           \
-    X(cross_entropy_index)                                                                                            \
-    X(cross_entropy_index_grad)                                                                                       \
-    X(cross_entropy_probs)                                                                                            \
-    X(cross_entropy_probs_grad)                                                                                       \
-    X(total)
+    X(softmax, COLUMNS_MAX)                                                                                           \
+    X(log_softmax, COLUMNS_MAX)                                                                                       \
+    X(logsumexp, COLUMNS_MAX)                                                                                         \
+    X(logsumexp_weighted, COLUMNS_MAX / 2)                                                                            \
+    X(softmax_jvp, COLUMNS_MAX / 2)                                                                                   \
+    X(log_softmax_jvp, COLUMNS_MAX / 2)                                                                               \
+    X(log_softmax_vjp, COLUMNS_MAX / 2)                                                                               \
+    X(logsumexp_jvp, COLUMNS_MAX)                                                                                     \
+    X(logsumexp_vjp, COLUMNS_MAX)                                                                                     \
+    X(softmax_jacobian, COLUMNS_MAX)                                                                                  \
+    X(log_softmax_jacobian, COLUMNS_MAX)                                                                              \
+    X(cross_entropy_index, COLUMNS_MAX)                                                                               \
+    X(cross_entropy_index_grad, COLUMNS_MAX)                                                                          \
+    X(cross_entropy_probs, COLUMNS_MAX)                                                                               \
+    X(cross_entropy_probs_grad, COLUMNS_MAX / 2)                                                                      \
+    X(total, COLUMNS_MAX)
 #endif
 
 #define ROW(operand, r) ((REAL *)(t->data[operand] + (r)*t->step[operand]))
@@ -96,7 +98,7 @@
 #define CLASS_AT(pointer, fill) (cols ? V(set1)((pointer)[j / W]) : AT(pointer, fill))
 
 /* Sums and forward terms of a group: maxima, terms, sums. */
-#define GROUP_TERMS(X_, y_, i, g)                                                                                     \
+#define GROUP_TERMS(X_, y_, rows_y_, i, g)                                                                                     \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
         NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols);                                                            \
@@ -104,7 +106,8 @@
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
-            p.next = g * t->step[X_];                                                                                 \
+            p.next_x = ROW(X_, i + r + g);                                                                            \
+            p.rows_y = rows_y_;                                                                                       \
             sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                                     \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
@@ -166,7 +169,7 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     double rest[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, OF(Y, i, r), i, g);
+        GROUP_TERMS(X, OF(Y, i, r), ROW(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, rest);
         for (ptrdiff_t r = 0; r < G.n; r++)
@@ -212,7 +215,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
     REAL log[ROOM], log_lo[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, NULL, i, g);
+        GROUP_TERMS(X, NULL, ROW(Y, i + r), i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < G.n; r++) {
             log[r] = (REAL)G.log[r];
@@ -241,7 +244,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
     GROUP G;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, NULL, i, g);
+        GROUP_TERMS(X, NULL, (REAL *)NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         double m[ROOM], s[ROOM];
         NAME(widen)(&G, G.m, m);
@@ -338,13 +341,6 @@ FS_INLINE VEC NAME(prob)(const EXPK *k, VEC logp)
     return NAME(exp_term)(k, logp, V(set1)(0), V(set1)((REAL)-DROP), V(set1)(0));
 }
 
-/* Fetch the next group's row while this one is computed, if the pass knows where it is. */
-#define FETCH_NEXT(x, j)                                                                                              \
-    do {                                                                                                              \
-        if (!cols)                                                                                                    \
-            __builtin_prefetch((const char *)((x) + (j)) + p->next, 0, 2);                                            \
-    } while (0)
-
 /* sum p and sum p (t - u) where p is not 0.  flag: x holds log p. */
 FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
@@ -360,7 +356,7 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
         NAME(acc_any)(&a, q);                                                                                         \
         NAME(acc_times_difference)(&b, q, V(select)(V(eq)(q, zero), ref, load_t), ref);                               \
     } while (0)
-    EACH_VECTOR(cols, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
+    EACH_VECTOR(cols, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH(p, from + j),
                 CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
 #undef CENTRE
     s[0] = NAME(acc_done)(a, 0);
@@ -448,7 +444,7 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
         FOR_PASSES(r, g) {
             PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .u = LANES(ref, r),
-                         .flag = logs, .next = g * t->step[P]};
+                         .flag = logs, .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r)};
             NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
@@ -492,7 +488,7 @@ FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
         else                                                                                                          \
             NAME(acc_product)(&a, q, h);                                                                              \
     } while (0)
-    EACH_VECTOR(cols, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH_NEXT(x, j); FETCH_NEXT(t, j),
+    EACH_VECTOR(cols, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH(p, from + j),
                 ALIVE(V(load_head)(x + j, rest, dead), V(load_head)(t + j, rest, zero)));
 #undef ALIVE
     s[0] = NAME(acc_done)(a, 0);
@@ -528,7 +524,8 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1, .next = g * t->step[P]};
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1, .next_x = ROW(P, i + r + g),
+                      .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r)};
             NAME(alive_sums_all)(&p, &total.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&total, g, hi, lo, cols);
@@ -557,7 +554,8 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next = g * t->step[P]};
+            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = ROW(P, i + r + g),
+                      .next_other = ROW(T, i + r + g)};
             NAME(alive_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, hi, lo, cols);
@@ -719,7 +717,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
         wy[r] = v[r] = up[r] = 1;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
         double weights[ROOM], weights_lo[ROOM], spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
@@ -847,6 +845,8 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
     const REAL *x = p->x + from, *t = p->other + from, *w = p->w ? p->w + from : NULL;
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
     EVERYWHERE({
+        if (whole)
+            FETCH(p, from + j);
         VEC q = NAME(smoothed)(p, AT(t, 0), w ? CLASS_AT(w, 0) : one, u, v);
         if (!whole) { /* beyond the rest, smoothing has made q of nothing */
             REAL lanes[W];
@@ -892,14 +892,15 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         BRING(T, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double sum_q[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
         REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         FOR_PASSES(r, g) {
             PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
-                      .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth};
+                      .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth,
+                      .next_other = ROW(T, i + r + g)};
             NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, sum_q, low, cols);
@@ -979,10 +980,10 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 
-#define DEFINE_KERNEL(op)                                                                                             \
+#define DEFINE_KERNEL(op, columns_max)                                                                                \
     static void NAME(op)(const fs_tile *t)                                                                           \
     {                                                                                                                 \
-        if (t->c <= COLUMNS_MAX)                                                                                      \
+        if (t->c <= columns_max)                                                                                      \
             NAME(op##_rows)(t, 1);                                                                                   \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                   \

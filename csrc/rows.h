@@ -58,16 +58,20 @@ typedef vd VEC;
 /* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
 
-/* Classes up to which a group is worked on in columns, and up to how many panels of W rows it then has: a group's steps
- * wait for each other, and several panels' need not. */
-#define COLUMNS_MAX 64
+/* Classes up to which a group is worked on in columns.  At 200 classes a group's fixed steps still cost softmax a tenth of
+ * its time in rows (1.21 memcpy, 1.07 in columns); at 256 its columns leave the first-level cache no room.  Where three
+ * operands share that, half as many (softmax_vjp at 128 classes: 1.82 in columns, 1.72 in rows). */
+#define COLUMNS_MAX 192
+
+/* Panels of W rows that a group in columns has at most: its steps wait for each other, several panels' need not. */
 #define PANELS 4
 #define ROOM (PANELS * W)
 
-/* Bytes of one operand that a group takes at a time: a 48 KB first-level cache has room for them and their results. */
-#define GROUP_BYTES (8 << 10)
-#define COLUMNS_ROOM (GROUP_BYTES / (ptrdiff_t)sizeof(REAL))
-_Static_assert(COLUMNS_MAX * W <= COLUMNS_ROOM, "a panel fits");
+/* Elements of one operand that a group takes at a time, if it may: a 48 KB first-level cache has room for them and their
+ * results, which in columns there are twice. */
+#define ROWS_GROUP ((16 << 10) / (ptrdiff_t)sizeof(REAL))
+#define COLUMNS_GROUP ((8 << 10) / (ptrdiff_t)sizeof(REAL))
+#define COLUMNS_ROOM (COLUMNS_MAX * W > COLUMNS_GROUP ? COLUMNS_MAX * W : COLUMNS_GROUP)
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
 
@@ -367,12 +371,25 @@ typedef struct {
     const EXPK *k;
     const REAL *x, *other, *w, *terms;
     REAL *y, *save;
-    ptrdiff_t c, next; /* next: bytes to the same place in the next group's row, to be fetched */
+    ptrdiff_t c;
+    /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the
+     * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */
+    const REAL *next_x, *next_other, *rows_y;
     VEC base, floor, top;
     VEC hi, lo, m, u, v, q, all, factor;
     int flag;
 } NAME(pass);
 #define PASS NAME(pass)
+
+#define FETCH(p, j)                                                                                                   \
+    do {                                                                                                              \
+        if ((p)->next_x)                                                                                              \
+            __builtin_prefetch((p)->next_x + (j), 0, cols ? 3 : 2);                                                   \
+        if ((p)->next_other)                                                                                          \
+            __builtin_prefetch((p)->next_other + (j), 0, cols ? 3 : 2);                                               \
+        if (cols && (p)->rows_y)                                                                                      \
+            __builtin_prefetch((p)->rows_y + (j), 1);                                                                 \
+    } while (0)
 
 /* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
 #define LANES(numbers, r) (cols ? V(load)((numbers) + (r)) : V(set1)((numbers)[r]))
@@ -442,10 +459,8 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
         for (; i + 4 * W <= c; i += 4 * W) {
             if (i % (4 * W * SETTLE) == 0)
                 NAME(acc_settle)(&s0, &s1, &kept);
-            /* While this group's exponentials are computed, the next group's row is fetched: its maximum is a pass that
-             * only reads, and would wait for memory with nothing to do. */
-            for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
-                __builtin_prefetch((const char *)(x + i) + p->next + o, 0, 2);
+            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL))
+                __builtin_prefetch(p->next_x + from + i + o, 0, 2);
             VEC e0 = NAME(exp_term)(k, V(load)(x + i), base, floor, top);
             VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), base, floor, top);
             VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), base, floor, top);
@@ -469,6 +484,8 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     EACH_VECTOR(
         cols, c - i,
         {
+            if (cols)
+                FETCH(p, j);
             VEC e = NAME(exp_term)(k, V(load)(y + j), base, floor, top);
             if (save)
                 V(store)(z + j, e);
@@ -496,7 +513,7 @@ static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
 {
     PASS p = *(const PASS *)context;
     double *out = p.t->scratch + 4 * b;
-    p.next = 0;
+    p.next_x = p.x;
     NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
 }
 
@@ -573,10 +590,10 @@ static unsigned char NAME(classify)(const REAL *x, ptrdiff_t c)
     return kind;
 }
 
-/* Rows a group takes: GROUP_BYTES, but whole panels. */
+/* Rows a group takes; in columns whole panels. */
 FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
 {
-    ptrdiff_t g = COLUMNS_ROOM / c, most = cols ? ROOM : W;
+    ptrdiff_t g = (cols ? COLUMNS_GROUP : ROWS_GROUP) / c, most = cols ? ROOM : W;
     if (cols)
         g = g / W * W < W ? W : g / W * W;
     return g < 1 ? 1 : g > most ? most : g;
@@ -592,18 +609,6 @@ FS_INLINE ptrdiff_t NAME(group_size)(ptrdiff_t left, ptrdiff_t most)
 FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
 {
     return (const REAL *)(t->data[operand] + r * t->step[operand]);
-}
-
-/* Fetch what the next group in columns will read (or write): its rows are too short for a pass to do it. */
-FS_INLINE void NAME(fetch)(const char *p, ptrdiff_t bytes, const int write)
-{
-    p += bytes < AHEAD ? AHEAD : bytes;
-    for (ptrdiff_t o = 0; o < bytes; o += 64) {
-        if (write)
-            __builtin_prefetch(p + o, 1);
-        else
-            __builtin_prefetch(p + o);
-    }
 }
 
 #define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
@@ -624,8 +629,6 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
         }
         const char *p = row;
         ptrdiff_t k = 0;
-        if (step <= 2 * COLUMNS_MAX * (ptrdiff_t)sizeof(REAL))
-            NAME(fetch)(p, W * step, 0);
         for (; k + Q <= c; k += Q, p += 16) {
             for (int a = 0; a < Q; a++)
                 v[a] = V(load_quads)((const REAL *)(p + a * step), Q * step);
@@ -658,8 +661,6 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
         }
         char *p = row;
         ptrdiff_t k = 0;
-        if (step <= 2 * COLUMNS_MAX * (ptrdiff_t)sizeof(REAL))
-            NAME(fetch)(p, W * step, 1);
         for (; k + Q <= c; k += Q, p += 16) {
             for (int a = 0; a < Q; a++)
                 v[a] = V(load)(col + (k + a) * W);
@@ -794,7 +795,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     double h, l;
     long double sum = (long double)G.top_term[0] - G.em[0] + G.top_lo[0];
     for (int side = 0; side < 2; side++) {
-        PASS p = {.t = t, .k = k, .x = side ? x + at + 1 : x, .c = side ? c - at - 1 : at, .base = V(set1)(G.base[0]),
+        PASS p = {.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = x, .c = side ? c - at - 1 : at, .base = V(set1)(G.base[0]),
                   .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
         NAME(sum_one)(NAME(exp_sum)(&p, 0), &h, &l);
         sum += (long double)h + l;
