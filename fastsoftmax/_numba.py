@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,12 +26,15 @@ strided = False
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition up to some 256 classes of float32 and 128 of float64, but it
 # makes a single row dearer; and rows without an exponential to compute cost little by themselves.
-FEW = {np.dtype(np.float32): 128, np.dtype(np.float64): 128}
+FEW = {np.dtype(np.float32): 256, np.dtype(np.float64): 128}
 FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 16}
 
 # With the cores idle, two threads break even at 2**15 elements (a softmax of 32 x 1000 took 18 us on one and 17 us on
 # two, 128 x 1000 took 65 and 41); with busy cores Numba's threads wait for each other much longer.
 PARALLEL_ELEMENTS = 1 << 17
+
+# Fewer rows per thread than this are computed by all threads together if they are long.
+FEW_ROWS = 4
 
 _kernels: ModuleType | None = None
 _reason: str | None = None
@@ -161,6 +165,9 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
     if any(kind == SQUARE for _, kind in row.outs):
         few = 0
+        long = sys.maxsize
+    else:
+        long = _kernels.LONG
     lanes = 64 // dtype.itemsize
     in_kinds = [kind for _, kind in row.ins]
     none, unit = np.empty(0, dtype), np.ones(1, dtype)
@@ -175,14 +182,21 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
             else:
                 operands.append(_flat(a) if isinstance(a, np.ndarray) else unit)
         operands += [a.reshape(-1) for a in outs]
-        way = across if c <= few else along  # by c alone: a row's bits must not depend on the others
-        threads = min(threads, most_threads, rows)
-        if threads > 1 and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS:
-            chunk = -(-rows // threads)
-            if c <= few:
-                chunk = -(-chunk // lanes) * lanes
-            if _launch(parallel, threads, tuple(operands), c, rows, chunk, params, way):
-                return
-        serial(*operands, c, 0, rows, *params, way)
+        # By c alone: a row's bits must not depend on the others.
+        way = across if c <= few else along
+        if c > long:
+            words, all_words = _kernels.room_size(c)
+            rooms = np.zeros(rows * all_words, np.int64)
+            way = (rooms.ctypes.data, words)
+        threads = min(threads, most_threads)
+        stride = chunk = -(-rows // threads)
+        if c <= few:
+            stride = chunk = -(-chunk // lanes) * lanes
+        elif c > long and rows < FEW_ROWS * threads:
+            stride, chunk = 0, rows
+        tasks = -(-rows // chunk) if stride else threads
+        several = tasks > 1 and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS
+        if not (several and _launch(parallel, threads, tuple(operands), c, rows, tasks, stride, chunk, params, way)):
+            serial(*operands, c, 0, rows, *params, way)
 
     return run

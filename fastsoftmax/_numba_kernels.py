@@ -36,7 +36,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, prange, types
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
 
 from ._ops import UNIT_SUM_BAND
 
@@ -47,7 +47,7 @@ ALONG: tuple[int, ...] = ()
 ACROSS: tuple[int, ...] = (0,)
 
 VECTOR_BYTES = 64  # one AVX-512 register; LLVM splits it where registers are shorter
-MAX_FEW = 128  # classes that the tile of the layout ACROSS has room for
+MAX_FEW = 256  # classes that the tile of the layout ACROSS has room for
 
 # --- constants, derived and checked by tools/fit_polynomials.py ---------------------------------------------------
 
@@ -111,7 +111,7 @@ def _vector(pointer: Any) -> Lanes:
 
 def _row_type(pointer: Any, way: Any, element: Any = types.float64) -> Any:
     """Return the type of a number per row in one of the two layouts."""
-    return Lanes(element, _count(pointer)) if len(way) else element
+    return Lanes(element, _count(pointer)) if len(way) == 1 else element
 
 
 def _splat(builder: Any, value: Any, count: int) -> Any:
@@ -429,12 +429,18 @@ def scratch(typingctx, pointer):
 
 
 @intrinsic
+def same(typingctx, a, b):
+    """Tell whether two pointers are equal."""
+    return types.boolean(a, b), lambda context, builder, signature, args: builder.icmp_unsigned("==", *args)
+
+
+@intrinsic
 def offset(typingctx, pointer, count):
     """Move a pointer by a number of elements."""
     return pointer(pointer, count), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
 
 
-def _prefetcher(write: int) -> Any:
+def _prefetcher(write: int, level: int = 1) -> Any:
     @intrinsic
     def prefetch(typingctx, pointer, at):
         """Ask for a cache line that will be needed soon; addresses out of bounds do no harm."""
@@ -444,7 +450,7 @@ def _prefetcher(write: int) -> Any:
             name = "llvm.prefetch.p0"
             function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
             address = builder.bitcast(builder.gep(args[0], [args[1]]), kind.args[0])
-            builder.call(function, [address, I32(write), I32(3), I32(1)])
+            builder.call(function, [address, I32(write), I32(4 - level), I32(1)])
             return context.get_dummy_value()
 
         return types.none(pointer, types.intp), codegen
@@ -452,7 +458,7 @@ def _prefetcher(write: int) -> Any:
     return prefetch
 
 
-prefetch, prefetch_write = _prefetcher(0), _prefetcher(1)
+prefetch, prefetch_write, prefetch_next = _prefetcher(0), _prefetcher(1), _prefetcher(0, level=2)
 
 
 def _vector_at(builder: Any, pointer: Any, index: Any, vector: Any) -> Any:
@@ -548,7 +554,7 @@ def store(typingctx, pointer, at, left, value):
 @intrinsic
 def rows_at_once(typingctx, pointer, way):
     """Return how many rows one vector touches, a constant."""
-    return types.intp(pointer, way), lambda *_: I64(_count(pointer) if len(way) else 1)
+    return types.intp(pointer, way), lambda *_: I64(_count(pointer) if len(way) == 1 else 1)
 
 
 def _transposed(builder: Any, rows: list[Any], size: int) -> list[Any]:
@@ -671,7 +677,7 @@ def store_tile(p, rows, c, tile):
 @helper
 def open_row(p, r, left, c, tile, way):
     """Return where to read row r, or the rows from r on."""
-    if len(way):
+    if len(way) == 1:
         load_tile(offset(p, r * c), min(left, lanes(p)), c, tile)
         return tile
     return offset(p, r * c)
@@ -680,7 +686,7 @@ def open_row(p, r, left, c, tile, way):
 @helper
 def out_row(p, r, c, tile, way):
     """Return where to write row r; the row is complete after :func:`close_row`."""
-    if len(way):
+    if len(way) == 1:
         return tile
     return offset(p, r * c)
 
@@ -688,7 +694,7 @@ def out_row(p, r, c, tile, way):
 @helper
 def close_row(p, r, left, c, tile, way):
     """Bring what was written to :func:`out_row` to its place."""
-    if len(way):
+    if len(way) == 1:
         store_tile(offset(p, r * c), min(left, lanes(p)), c, tile)
 
 
@@ -699,7 +705,7 @@ def fold_max(typingctx, p, v, way):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         m = args[1]
-        if len(way):
+        if len(way) == 1:
             return m if v == result else builder.fpext(m, context.get_value_type(result))
         count = v.count
         while count > 1:
@@ -719,7 +725,7 @@ def fold_best(typingctx, p, key, value, way):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         keys, values = args[1:3]
-        count = 1 if len(way) else key.count
+        count = 1 if len(way) == 1 else key.count
         while count > 1:
             count //= 2
             (a, b), (x, y) = (
@@ -727,7 +733,7 @@ def fold_best(typingctx, p, key, value, way):
             )
             first = builder.fcmp_ordered(">=", a, b)
             keys, values = builder.select(first, a, b), builder.select(first, x, y)
-        values = values if len(way) else builder.extract_element(values, I32(0))
+        values = values if len(way) == 1 else builder.extract_element(values, I32(0))
         kind = context.get_value_type(result)
         return values if values.type == kind else builder.fpext(values, kind)
 
@@ -748,7 +754,7 @@ def fold_sum(typingctx, p, hi, lo, way):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         high, low = args[1:3]
         count = hi.count
-        while count > 1 and not len(way):
+        while count > 1 and len(way) != 1:
             count //= 2
             (a, b), (x, y) = ([_shuffle(builder, v, v, range(k, k + count)) for k in (0, count)] for v in (high, low))
             if p.dtype == types.float32:
@@ -756,7 +762,7 @@ def fold_sum(typingctx, p, hi, lo, way):
             else:
                 high, error = _two_sum(builder, a, b)
                 low = builder.fadd(builder.fadd(x, y), error)
-        if not len(way):
+        if len(way) != 1:
             high, low = (builder.extract_element(v, I32(0)) for v in (high, low))
         return context.make_tuple(builder, result, [high, low])
 
@@ -768,7 +774,7 @@ def fold_any(typingctx, p, condition, way):
     """Tell for each row whether a condition holds in any of its lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return args[1] if len(way) else _call(builder, "llvm.vector.reduce.or", args[1])
+        return args[1] if len(way) == 1 else _call(builder, "llvm.vector.reduce.or", args[1])
 
     return _row_type(p, way, types.boolean)(p, condition, way), codegen
 
@@ -779,7 +785,7 @@ def one_per_row(typingctx, p, v, way):
     result = _row_type(p, way)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = args[1] if len(way) else builder.extract_element(args[1], I32(0))
+        value = args[1] if len(way) == 1 else builder.extract_element(args[1], I32(0))
         kind = context.get_value_type(result)
         return value if value.type == kind else builder.fpext(value, kind)
 
@@ -797,7 +803,7 @@ def per_row(typingctx, p, known, value, r, left, way):
         constant = _convert(context, builder, value, types.float64, result)
         with builder.if_else(known) as (then, otherwise):
             with then:
-                if len(way):
+                if len(way) == 1:
                     narrow = ir.VectorType(LLVM_TYPE[p.dtype], _count(p))
                     zero = ir.Constant(narrow, [0.0] * narrow.count)
                     loaded = _load(builder, pointer, r, left, narrow, p.dtype.bitwidth // 8, zero)
@@ -823,7 +829,7 @@ def labels(typingctx, p, y, r, left, way):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer, r, left = args[1:4]
-        if not len(way):
+        if len(way) != 1:
             return builder.load(builder.gep(pointer, [r]))
         vector = ir.Constant(context.get_value_type(result), ir.Undefined)
         last = builder.sub(left, I64(1))
@@ -843,7 +849,7 @@ def put_row(typingctx, p, r, left, value, way):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer, r, left, v = args[:4]
         kind = LLVM_TYPE[p.dtype]
-        if len(way):
+        if len(way) == 1:
             vector = ir.VectorType(kind, _count(p))
             v = v if v.type == vector else builder.fptrunc(v, vector)
             _store(builder, v, pointer, r, left, p.dtype.bitwidth // 8)
@@ -867,7 +873,7 @@ def gather(typingctx, p, index, stride, lane, way):
             value = builder.load(builder.gep(pointer, [at]))
             return value if value.type == ir.DoubleType() else builder.fpext(value, ir.DoubleType())
 
-        if not len(way):
+        if len(way) != 1:
             return element(index, 0)
         vector = ir.Constant(context.get_value_type(result), ir.Undefined)
         for i in range(result.count):
@@ -888,7 +894,7 @@ def scatter(typingctx, p, index, value, way):
         def put(k: Any, v: Any) -> None:
             builder.store(v if v.type == kind else builder.fptrunc(v, kind), builder.gep(pointer, [k]))
 
-        if len(way):
+        if len(way) == 1:
             for i in range(count):
                 k = builder.mul(builder.extract_element(index, I32(i)), I64(count))
                 put(builder.add(k, I64(i)), builder.extract_element(value, I32(i)))
@@ -904,7 +910,7 @@ def only(typingctx, good, v, special, way):
     """Return v in the lanes of good rows, else ``special``; ALONG, the caller has seen to it that the row is good."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.select(*args[:3]) if len(way) else args[1]
+        return builder.select(*args[:3]) if len(way) == 1 else args[1]
 
     return v(good, v, special, way), codegen
 
@@ -931,7 +937,7 @@ def class_weight(w, count, at, left, way):
     """Return the weights of the classes of a vector; a single weight is every class's."""
     if count == 1:
         return element_at(w, 0)
-    if len(way):
+    if len(way) == 1:
         return element_at(w, at // lanes(w))
     return load(w, at, left, 0.0)
 
@@ -1111,6 +1117,193 @@ def log1p_pair(t, t_lo):
     return log_pair(u, c + t_lo, 0.0)
 
 
+# --- long rows ----------------------------------------------------------------------------------------------------
+#
+# A row of more than LONG classes is computed in blocks.  Every pass over it is a *part*, a function of a range of
+# classes, and the parts' results are merged in the order of the blocks, whoever computed them: the bits depend on
+# the length of the row alone.  All threads run the kernel on the same row at once.  In each pass they take blocks
+# until none is left and wait until all are done; a thread that comes late finds nothing to take, reads the results,
+# and holds up nobody.  The passes are numbered; each has its place in the row's *room*: how many blocks are taken,
+# how many done, and the results.
+
+BLOCK = 1 << 14  # classes
+LONG = 4 * BLOCK
+LARGEST, CHECKED, TERMS, OTHERS, PICKED, SECOND, WRITTEN = range(7)
+HEAD, RESULTS = 16, 5  # int64 before the results of a pass, so that they share no cache line; float64 per block
+
+
+def room_size(c: int) -> tuple[int, int]:
+    """Return the 8-byte words that a row of c classes needs for a pass, and for all."""
+    words = HEAD + RESULTS * -(-c // BLOCK)
+    return words, (WRITTEN + 1) * words
+
+
+def _word(builder: Any, room: Any, at: Any, kind: Any) -> Any:
+    """Return the address of a word of a room."""
+    return builder.gep(builder.inttoptr(room, kind.as_pointer()), [at])
+
+
+@intrinsic
+def row_way(typingctx, way, r):
+    """Return the layout in row r: a long row has a room of its own."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if len(way) != 2:
+            return args[0]
+        rooms, words = (builder.extract_value(args[0], i) for i in range(2))
+        row = builder.mul(builder.mul(words, I64(8 * (WRITTEN + 1))), args[1])
+        return context.make_tuple(builder, way, [builder.add(rooms, row), words])
+
+    return way(way, types.intp), codegen
+
+
+@intrinsic
+def take_block(typingctx, room):
+    """Return the number of the next block that nobody has taken."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, args[0], I64(0), I64(0).type), I64(1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def end_block(typingctx, room):
+    """Count a block that is done."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.atomic_rmw("add", _word(builder, args[0], I64(8), I64(0).type), I64(1), "release")
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def blocks_done(typingctx, room):
+    """Return how many blocks are done, and let other threads run if this has to be asked again and again."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(_word(builder, args[0], I64(8), I64(0).type), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def give_way(typingctx):
+    """Let another thread have the core: with fewer cores than threads it may be the one that is waited for."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I32, [])
+        function = builder.module.globals.get("sched_yield") or ir.Function(builder.module, kind, "sched_yield")
+        builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
+def put_results(typingctx, room, k, values):
+    """Write the results of block k."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first = builder.add(builder.mul(args[1], I64(RESULTS)), I64(HEAD))
+        for i in range(RESULTS):
+            address = _word(builder, args[0], builder.add(first, I64(i)), ir.DoubleType())
+            builder.store(builder.extract_value(args[2], i), address)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, values), codegen
+
+
+@intrinsic
+def results_of(typingctx, room, k):
+    """Read the results of block k."""
+    result = types.UniTuple(types.float64, RESULTS)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        first = builder.add(builder.mul(args[1], I64(RESULTS)), I64(HEAD))
+        addresses = [_word(builder, args[0], builder.add(first, I64(i)), ir.DoubleType()) for i in range(RESULTS)]
+        return context.make_tuple(builder, result, [builder.load(a) for a in addresses])
+
+    return result(types.int64, types.int64), codegen
+
+
+@helper
+def wait_for_blocks(room, count):
+    """Wait until all blocks of a pass are done."""
+    turns = 0
+    while blocks_done(room) < count:
+        turns += 1
+        if turns & 63 == 0:
+            give_way()
+
+
+@helper
+def added(a, b):
+    """Merge the results of two parts: two sums, each in two parts, and a maximum."""
+    first, error = two_sum(a[0], b[0])
+    second, error2 = two_sum(a[2], b[2])
+    return first, a[1] + (b[1] + error), second, a[3] + (b[3] + error2), larger(a[4], b[4])
+
+
+@helper
+def first_best(a, b):
+    """Merge the results of two parts: a value and the key that it goes with."""
+    better = b[4] > a[4]
+    return select(better, b[0], a[0]), 0.0, 0.0, 0.0, select(better, b[4], a[4])
+
+
+def over_row(number, n, way, merge, part, args):
+    """Compute a pass over a row of n elements: ``part(start, stop, way, *args)``, merged where it has several."""
+
+
+def each_block(number, n, way, part, args):
+    """Compute a pass over a row of n elements that has no result."""
+
+
+_inlined = {"nogil": True, "forceinline": True, "error_model": "numpy"}
+
+
+@overload(over_row, jit_options=_inlined)
+def _over_row(number, n, way, merge, part, args):
+    def at_once(number, n, way, merge, part, args):
+        return part(0, n, way, *args)
+
+    def by_blocks(number, n, way, merge, part, args):
+        room = way[0] + 8 * number * way[1]
+        count = -(-n // BLOCK)
+        k = take_block(room)
+        while k < count:
+            put_results(room, k, part(k * BLOCK, min((k + 1) * BLOCK, n), way, *args))
+            end_block(room)
+            k = take_block(room)
+        wait_for_blocks(room, count)
+        results = results_of(room, 0)
+        for k in range(1, count):
+            results = merge(results, results_of(room, k))
+        return results
+
+    return by_blocks if len(way) == 2 else at_once
+
+
+@overload(each_block, jit_options=_inlined)
+def _each_block(number, n, way, part, args):
+    def at_once(number, n, way, part, args):
+        part(0, n, way, *args)
+
+    def by_blocks(number, n, way, part, args):
+        room = way[0] + 8 * number * way[1]
+        count = -(-n // BLOCK)
+        k = take_block(room)
+        while k < count:
+            part(k * BLOCK, min((k + 1) * BLOCK, n), way, *args)
+            end_block(room)
+            k = take_block(room)
+        wait_for_blocks(room, count)
+
+    return by_blocks if len(way) == 2 else at_once
+
+
 # --- what the operations share ------------------------------------------------------------------------------------
 
 # A kilobyte ahead, for what is read first and what is written first: 10 to 15 % of the time of a large array on a
@@ -1119,14 +1312,14 @@ AHEAD = 16  # vectors
 
 
 @helper
-def row_max(p, n, way):
-    """Return the largest element per row.  It is not finite if there is an infinite one, whatever NaN do."""
+def max_part(start, stop, way, p):
+    """Return the largest element per row."""
     count = lanes(p)
     a = spread(p, -math.inf)
     b, c, d = a, a, a
-    k = 0
-    while k + 4 * count <= n:
-        if not len(way):
+    k = start
+    while k + 4 * count <= stop:
+        if len(way) != 1:
             for i in range(AHEAD, AHEAD + 4):
                 prefetch(p, k + i * count)
         a = larger(a, load(p, k, count, 0.0))
@@ -1134,10 +1327,27 @@ def row_max(p, n, way):
         c = larger(c, load(p, k + 2 * count, count, 0.0))
         d = larger(d, load(p, k + 3 * count, count, 0.0))
         k += 4 * count
-    while k < n:
-        a = larger(a, load(p, k, n - k, -math.inf))
+    while k < stop:
+        a = larger(a, load(p, k, stop - k, -math.inf))
         k += count
-    return fold_max(p, larger(larger(a, b), larger(c, d)), way)
+    return 0.0, 0.0, 0.0, 0.0, fold_max(p, larger(larger(a, b), larger(c, d)), way)
+
+
+@helper
+def row_max(p, n, way):
+    """Return the largest element per row.  It is not finite if there is an infinite one and no NaN."""
+    return over_row(LARGEST, n, way, added, max_part, (p,))[4]
+
+
+@helper
+def nan_part(start, stop, way, p):
+    """Tell whether there is a NaN, by 1 or 0."""
+    v = spread(p, 0.0)
+    bad = v != v
+    for k in range(start, stop, lanes(p)):
+        v = load(p, k, stop - k, 0.0)
+        bad = bad | (v != v)
+    return 0.0, 0.0, 0.0, 0.0, select(fold_any(p, bad, way), 1.0, 0.0)
 
 
 @helper
@@ -1146,60 +1356,71 @@ def checked_max(p, n, way):
     m = row_max(p, n, way)
     ok = absolute(m) < math.inf
     if any_of(negated(ok)):
-        v = spread(p, 0.0)
-        bad = v != v
-        for k in range(0, n, lanes(p)):
-            v = load(p, k, n - k, 0.0)
-            bad = bad | (v != v)
-        m = select(fold_any(p, bad, way), math.nan, m)
+        m = select(over_row(CHECKED, n, way, added, nan_part, (p,))[4] != 0.0, math.nan, m)
     return m, ok
 
 
 @helper
-def row_exp_sum(p, n, constants, frame, to, keep, way):
-    """Return the sum of a row's terms in two parts; if ``keep``, store the terms.
+def exp_sum_part(start, stop, way, p, constants, frame, to, keep):
+    """Return the sum of terms in two parts; if ``keep``, store the terms.
 
     What the last rounding of each term lost is summed up, too: it would be the largest error of a logarithm.  float64
     terms are less than 2 * 2**OFFSET: a sum that starts there is larger than any, and the error of an addition takes
     three operations instead of six.
     """
-    start = 0.0 if is_single(p) else 2.0**513
-    hi = nothing(p) + start
+    onset = 0.0 if is_single(p) else 2.0**513
+    hi = nothing(p) + onset
     lo = nothing(p)
     lost = spread(p, 0.0)
-    for k in range(0, n, lanes(p)):
-        w, power = exp_parts(load(p, k, n - k, -math.inf), constants, frame)
+    for k in range(start, stop, lanes(p)):
+        if not len(way):
+            prefetch_next(p, stop + k)
+        w, power = exp_parts(load(p, k, stop - k, -math.inf), constants, frame)
         e = fma(w, power, power)
         if keep:
-            if not len(way):
+            if len(way) != 1:
                 prefetch_write(to, k + AHEAD * lanes(p))
-            store(to, k, n - k, e)
+            store(to, k, stop - k, e)
         lost = lost + fma(w, power, power - e)
         s = hi + widen(e)
         if not is_single(p):
             lo = lo + (widen(e) - (s - hi))
         hi = s
-    hi, lo = fold_sum(p, hi - start, lo + widen(lost), way)
+    hi, lo = fold_sum(p, hi - onset, lo + widen(lost), way)
+    return hi, lo, 0.0, 0.0, 0.0
+
+
+@helper
+def row_exp_sum(p, n, constants, frame, to, keep, way):
+    """Return the sum of a row's terms in two parts; if ``keep``, store the terms."""
+    hi, lo, _, _, _ = over_row(TERMS, n, way, added, exp_sum_part, (p, constants, frame, to, keep))
     return two_sum(hi, lo)
 
 
 @helper
-def rest_of_row(p, n, constants, frame, top, to, kept, way):
-    """Return the sum of all terms but the largest, added up without it.  For rows that one class dominates."""
+def rest_part(start, stop, way, p, constants, frame, top, to, kept):
+    """Return the sum of all terms but those that equal the largest."""
     largest = spread(p, top)
     hi = nothing(p)
     lo = nothing(p)
-    for k in range(0, n, lanes(p)):
+    for k in range(start, stop, lanes(p)):
         if kept:
-            e = load(to, k, n - k, 0.0)
+            e = load(to, k, stop - k, 0.0)
             hi, lo = accumulate(p, hi, lo, widen(select(e == largest, zero_like(e), e)))
         else:
-            w, power = exp_parts(load(p, k, n - k, -math.inf), constants, frame)
+            w, power = exp_parts(load(p, k, stop - k, -math.inf), constants, frame)
             e = fma(w, power, power)
             power = select(e == largest, zero_like(e), power)
             hi, lo = accumulate(p, hi, lo, widen(power))
             hi, lo = accumulate_product(p, hi, lo, widen(w), widen(power))
     hi, lo = fold_sum(p, hi, lo, way)
+    return hi, lo, 0.0, 0.0, 0.0
+
+
+@helper
+def rest_of_row(p, n, constants, frame, top, to, kept, way):
+    """Return the sum of all terms but the largest, added up without it.  For rows that one class dominates."""
+    hi, lo, _, _, _ = over_row(OTHERS, n, way, added, rest_part, (p, constants, frame, top, to, kept))
     return two_sum(hi, lo)
 
 
@@ -1290,16 +1511,26 @@ def _cached(**options: Any) -> Callable[[Any], Any]:
 kernel = _cached()
 
 
+@helper
+def softmax_part(start, stop, way, to, f, f_lo, unit, ok, special):
+    """Divide terms by their sum, whose reciprocal is ``f + f_lo``."""
+    for k in range(start, stop, lanes(to)):
+        e = load(to, k, stop - k, 0.0)
+        # The rounding of e can lift a result next to 1 above it, where an ULP is twice as large.
+        store(to, k, stop - k, only(ok, smaller(1.0, fma(e, f, e * f_lo) * unit), special, way))
+
+
 @kernel
-def softmax(x, y, c, first, last, scale, empty, way):
+def softmax(x, y, c, first, last, scale, empty, ways):
     """``y = exp(scale x - lse(scale x))``."""
     px, py = pointer_to(x), pointer_to(y)
     tile = scratch(px)
-    step = rows_at_once(px, way)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
     unit = unscale(px)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = out_row(py, r, c, tile, way)
         m, ok = checked_max(a, n, way)
@@ -1311,25 +1542,37 @@ def softmax(x, y, c, first, last, scale, empty, way):
             total_lo = total_lo + exp_top(px, m, constants, frame, way)[2]
             inverse, inverse_lo = quotient(1.0 / unit, 0.0, total, total_lo)
             f, f_lo = two_parts(px, inverse, inverse_lo)
-            special = spread(px, bad)
-            for k in range(0, n, lanes(px)):
-                e = load(b, k, n - k, 0.0)
-                # The rounding of e can lift a result next to 1 above it, where an ULP is twice as large.
-                store(b, k, n - k, only(ok, smaller(1.0, fma(e, f, e * f_lo) * unit), special, way))
+            each_block(WRITTEN, n, way, softmax_part, (b, f, f_lo, unit, ok, spread(px, bad)))
         else:
             fill_row(b, n, bad, way)
         close_row(py, r, last - r, c, tile, way)
 
 
+@helper
+def log_softmax_part(start, stop, way, p, to, m, scale, minus_log, minus_log_lo, ok, special):
+    """Write ``scale (x - m) - log``."""
+    for k in range(start, stop, lanes(p)):
+        v = widen(load(p, k, stop - k, 0.0))
+        if is_single(p):
+            z = fma(v - m, scale, minus_log)
+        else:
+            # Half of everything, for the difference of two halves does not overflow.
+            d, error = two_sum(v * 0.5, m * -0.5)
+            error = select(d == -math.inf, nothing(p), error)
+            z = fma(d, 2.0 * scale, fma(error, 2.0 * scale, minus_log_lo) + minus_log)
+        store(to, k, stop - k, only(ok, spread(p, z), special, way))
+
+
 @kernel
-def log_softmax(x, y, c, first, last, scale, empty, way):
+def log_softmax(x, y, c, first, last, scale, empty, ways):
     """``y = scale x - lse(scale x)``."""
     px, py = pointer_to(x), pointer_to(y)
     tile = scratch(px)
-    step = rows_at_once(px, way)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = out_row(py, r, c, tile, way)
         m, ok = checked_max(a, n, way)
@@ -1339,31 +1582,23 @@ def log_softmax(x, y, c, first, last, scale, empty, way):
             frame = row_frame(px, m, scale)
             sums = log_of_sum(px, a, n, constants, frame, m, a, False, way)
             minus_log, minus_log_lo = -1.0 * sums[4], -1.0 * sums[5]
-            special = spread(px, bad)
-            for k in range(0, n, lanes(px)):
-                v = widen(load(a, k, n - k, 0.0))
-                if is_single(px):
-                    z = fma(v - m, scale, minus_log)
-                else:
-                    # Half of everything, for the difference of two halves does not overflow.
-                    d, error = two_sum(v * 0.5, m * -0.5)
-                    error = select(d == -math.inf, nothing(px), error)
-                    z = fma(d, 2.0 * scale, fma(error, 2.0 * scale, minus_log_lo) + minus_log)
-                store(b, k, n - k, only(ok, spread(px, z), special, way))
+            args = a, b, m, scale, minus_log, minus_log_lo, ok, spread(px, bad)
+            each_block(WRITTEN, n, way, log_softmax_part, args)
         else:
             fill_row(b, n, bad, way)
         close_row(py, r, last - r, c, tile, way)
 
 
 @kernel
-def logsumexp(x, s, c, first, last, scale, way):
+def logsumexp(x, s, c, first, last, scale, ways):
     """``s = log sum_c exp(scale x_c)``."""
     px, ps = pointer_to(x), pointer_to(s)
     tile = scratch(px)
-    step = rows_at_once(px, way)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         m, ok = checked_max(a, n, way)
         value = m
@@ -1377,39 +1612,53 @@ def logsumexp(x, s, c, first, last, scale, way):
         put_row(ps, r, last - r, value, way)
 
 
+@helper
+def included_part(start, stop, way, p, factors):
+    """Tell whether there is a NaN, and return the largest element, among those whose factor is not 0."""
+    excluded = spread(p, -math.inf)
+    top = excluded
+    nan = excluded != excluded
+    for k in range(start, stop, lanes(p)):
+        v = select(load(factors, k, stop - k, 0.0) == 0.0, excluded, load(p, k, stop - k, -math.inf))
+        top = larger(top, v)
+        nan = nan | (v != v)
+    return select(fold_any(p, nan, way), 1.0, 0.0), 0.0, 0.0, 0.0, fold_max(p, top, way)
+
+
+@helper
+def weighted_part(start, stop, way, p, factors, constants, frame, damp):
+    """Return the sum of terms times factors in two parts, and that of the infinite ones."""
+    zero, excluded = spread(p, 0.0), spread(p, -math.inf)
+    hi, lo, infinite = nothing(p), nothing(p), nothing(p)
+    for k in range(start, stop, lanes(p)):
+        v, w = load(p, k, stop - k, -math.inf), load(factors, k, stop - k, 0.0)
+        v = select(w == 0.0, excluded, v)
+        infinite = infinite + widen(select(v == math.inf, w * math.inf, zero))
+        e = exp_terms(v, constants, frame)
+        hi, lo = accumulate_product(p, hi, lo, widen(e) * damp, widen(select(e == zero, zero, w)))
+    hi, lo = fold_sum(p, hi, lo, way)
+    return hi, lo, fold_sum(p, infinite, nothing(p), way)[0], 0.0, 0.0
+
+
 @kernel
-def logsumexp_weighted(x, b, s, sign, c, first, last, scale, way):
+def logsumexp_weighted(x, b, s, sign, c, first, last, scale, ways):
     """``total = sum_c b_c exp(scale x_c)``; ``s = log |total|`` and ``sign = sgn(total)``."""
     px, pb, ps, psign = pointer_to(x), pointer_to(b), pointer_to(s), pointer_to(sign)
     tile, factors = scratch(px), scratch(px)
-    step = rows_at_once(px, way)
-    count = lanes(px)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
-    zero, excluded = spread(px, 0.0), spread(px, -math.inf)
     # Terms are at most 2**OFFSET: this makes room for large factors, and k for small ones in the logarithm.
     damp, k_shift = (1.0, 0.0) if is_single(px) else (2.0**-256, 256.0)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         f = open_row(pb, r, last - r, c, factors, way)
-        top = excluded
-        nan = zero != zero
-        for k in range(0, n, count):
-            v = select(load(f, k, n - k, 0.0) == 0.0, excluded, load(a, k, n - k, -math.inf))
-            top = larger(top, v)
-            nan = nan | (v != v)
-        m = fold_max(px, top, way)
+        nans, _, _, _, m = over_row(LARGEST, n, way, added, included_part, (a, f))
         ok = absolute(m) < math.inf
         m0 = select(ok, m, 0.0)
         frame = row_frame(px, m0, scale)
-        hi, lo, infinite = nothing(px), nothing(px), nothing(px)
-        for k in range(0, n, count):
-            v, w = load(a, k, n - k, -math.inf), load(f, k, n - k, 0.0)
-            v = select(w == 0.0, excluded, v)
-            infinite = infinite + widen(select(v == math.inf, w * math.inf, zero))
-            e = exp_terms(v, constants, frame)
-            hi, lo = accumulate_product(px, hi, lo, widen(e) * damp, widen(select(e == zero, zero, w)))
-        hi, lo = fold_sum(px, hi, lo, way)
+        hi, lo, flood, _, _ = over_row(TERMS, n, way, added, weighted_part, (a, f, constants, frame, damp))
         total, total_lo = two_sum(hi, lo)
         total = select(absolute(hi) < math.inf, total, hi)
         largest, largest_lo, more = exp_top(px, m0, constants, frame, way)
@@ -1425,10 +1674,9 @@ def logsumexp_weighted(x, b, s, sign, c, first, last, scale, way):
         value = select(absolute(total) < math.inf, value, absolute(total))
         value = select(total == 0.0, -math.inf, value)
         # An infinite logit has an infinite term, whose sign is its factor's; two signs make a NaN.
-        flood = fold_sum(px, infinite, nothing(px), way)[0]
         total = select(ok, total, select(m == math.inf, flood, 0.0 * m0))
         value = select(ok, value, select(m == math.inf, absolute(flood), -math.inf))
-        lost = fold_any(px, nan, way)
+        lost = nans != 0.0
         total = select(lost, math.nan, total)
         put_row(ps, r, last - r, select(lost, math.nan, value), way)
         put_row(psign, r, last - r, select(total > 0.0, 1.0, select(total < 0.0, -1.0, total)), way)
@@ -1461,48 +1709,22 @@ def minus(p, a, a_lo, b, b_lo):
 
 
 @helper
-def reference_value(p, key, t, n, way):
-    """Return t at a largest key of each row: any shift of t drops out, this one keeps small differences."""
-    best = spread(p, -math.inf)
-    value = spread(p, 0.0)
-    for k in range(0, n, lanes(p)):
-        v = load(key, k, n - k, -math.inf)
+def reference_part(start, stop, way, key, t):
+    """Return t at a largest key, and that key."""
+    best = spread(key, -math.inf)
+    value = spread(key, 0.0)
+    for k in range(start, stop, lanes(key)):
+        v = load(key, k, stop - k, -math.inf)
         better = v > best
         best = select(better, v, best)
-        value = select(better, load(t, k, n - k, 0.0), value)
-    return fold_best(p, best, value, way)
+        value = select(better, load(t, k, stop - k, 0.0), value)
+    return fold_best(key, best, value, way), 0.0, 0.0, 0.0, fold_max(key, best, way)
 
 
-@kernel
-def softmax_jvp(p, t, y, c, first, last, scale, way):
-    """``y = scale p (t - <p, t>)``."""
-    pp, pt, py = pointer_to(p), pointer_to(t), pointer_to(y)
-    tile, other = scratch(pp), scratch(pp)
-    step = rows_at_once(pp, way)
-    n = c * step
-    for r in range(first, last, step):
-        a = open_row(pp, r, last - r, c, tile, way)
-        b = open_row(pt, r, last - r, c, other, way)
-        to = out_row(py, r, c, tile, way)
-        ref = reference_value(pp, a, b, n, way)
-        total, total_lo, dot, dot_lo = nothing(pp), nothing(pp), nothing(pp), nothing(pp)
-        for k in range(0, n, lanes(pp)):
-            w = widen(load(a, k, n - k, 0.0))
-            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
-            total, total_lo = accumulate(pp, total, total_lo, w)
-            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, select(w == 0.0, nothing(pp), h))
-            if not is_single(pp):
-                dot_lo = fma(w, h_lo, dot_lo)
-        total, total_lo = fold_sum(pp, total, total_lo, way)
-        dot, dot_lo = fold_sum(pp, dot, dot_lo, way)
-        centre, centre_lo = centre_of(ref, dot, dot_lo, total, total_lo)
-        for k in range(0, n, lanes(pp)):
-            w = widen(load(a, k, n - k, 0.0))
-            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
-            h, h_lo = minus(pp, h, h_lo, centre, centre_lo)
-            z = times(pp, w, h, h_lo) * scale
-            store(to, k, n - k, spread(pp, select(w == 0.0, nothing(pp), z)))
-        close_row(py, r, last - r, c, tile, way)
+@helper
+def reference_value(p, key, t, n, way):
+    """Return t at a largest key of each row: any shift of t drops out, this one keeps small differences."""
+    return over_row(PICKED, n, way, first_best, reference_part, (key, t))[0]
 
 
 @helper
@@ -1518,98 +1740,180 @@ def probabilities(p, v, constants, frame):
     return select(widen(v) > (40.0 if is_single(p) else 350.0), nothing(p) + math.inf, e)
 
 
+@helper
+def as_saved(p, v, constants, frame):
+    """Return probabilities that were saved as such."""
+    return widen(v)
+
+
+@helper
+def mean_part(start, stop, way, p, t, probability, nobody, constants, frame, ref):
+    """Return ``sum p`` and ``<p, t - ref>``, each in two parts."""
+    total, total_lo, dot, dot_lo = nothing(p), nothing(p), nothing(p), nothing(p)
+    for k in range(start, stop, lanes(p)):
+        w = probability(p, load(p, k, stop - k, nobody), constants, frame)
+        h, h_lo = minus(p, widen(load(t, k, stop - k, 0.0)), nothing(p), ref, 0.0)
+        total, total_lo = accumulate(p, total, total_lo, w)
+        dot, dot_lo = accumulate_product(p, dot, dot_lo, w, select(w == 0.0, nothing(p), h))
+        if not is_single(p):
+            dot_lo = fma(w, h_lo, dot_lo)
+    total, total_lo = fold_sum(p, total, total_lo, way)
+    dot, dot_lo = fold_sum(p, dot, dot_lo, way)
+    return total, total_lo, dot, dot_lo, 0.0
+
+
+@helper
+def softmax_jvp_part(start, stop, way, p, t, to, ref, centre, centre_lo, scale):
+    """Write ``scale p (t - ref - centre)``."""
+    for k in range(start, stop, lanes(p)):
+        w = widen(load(p, k, stop - k, 0.0))
+        h, h_lo = minus(p, widen(load(t, k, stop - k, 0.0)), nothing(p), ref, 0.0)
+        h, h_lo = minus(p, h, h_lo, centre, centre_lo)
+        z = times(p, w, h, h_lo) * scale
+        store(to, k, stop - k, spread(p, select(w == 0.0, nothing(p), z)))
+
+
 @kernel
-def log_softmax_jvp(logp, t, y, c, first, last, scale, way):
-    """``y = scale (t - <p, t>)`` with ``p = exp(logp)``."""
-    pp, pt, py = pointer_to(logp), pointer_to(t), pointer_to(y)
+def softmax_jvp(p, t, y, c, first, last, scale, ways):
+    """``y = scale p (t - <p, t>)``."""
+    pp, pt, py = pointer_to(p), pointer_to(t), pointer_to(y)
     tile, other = scratch(pp), scratch(pp)
-    step = rows_at_once(pp, way)
+    step = rows_at_once(pp, ways)
     n = c * step
     constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
         to = out_row(py, r, c, tile, way)
         ref = reference_value(pp, a, b, n, way)
-        total, total_lo, dot, dot_lo = nothing(pp), nothing(pp), nothing(pp), nothing(pp)
-        for k in range(0, n, lanes(pp)):
-            w = probabilities(pp, load(a, k, n - k, -math.inf), constants, frame)
-            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
-            total, total_lo = accumulate(pp, total, total_lo, w)
-            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, select(w == 0.0, nothing(pp), h))
-            if not is_single(pp):
-                dot_lo = fma(w, h_lo, dot_lo)
-        total, total_lo = fold_sum(pp, total, total_lo, way)
-        dot, dot_lo = fold_sum(pp, dot, dot_lo, way)
+        args = a, b, as_saved, 0.0, constants, frame, ref
+        total, total_lo, dot, dot_lo, _ = over_row(SECOND, n, way, added, mean_part, args)
         centre, centre_lo = centre_of(ref, dot, dot_lo, total, total_lo)
-        for k in range(0, n, lanes(pp)):
-            dead = widen(load(a, k, n - k, 0.0)) == -math.inf
-            h, h_lo = minus(pp, widen(load(b, k, n - k, 0.0)), nothing(pp), ref, 0.0)
-            z = minus(pp, h, h_lo, centre, centre_lo)[0] * scale
-            store(to, k, n - k, spread(pp, select(dead, nothing(pp), z)))
+        each_block(WRITTEN, n, way, softmax_jvp_part, (a, b, to, ref, centre, centre_lo, scale))
         close_row(py, r, last - r, c, tile, way)
 
 
+@helper
+def log_softmax_jvp_part(start, stop, way, p, t, to, ref, centre, centre_lo, scale):
+    """Write ``scale (t - ref - centre)``."""
+    for k in range(start, stop, lanes(p)):
+        dead = widen(load(p, k, stop - k, 0.0)) == -math.inf
+        h, h_lo = minus(p, widen(load(t, k, stop - k, 0.0)), nothing(p), ref, 0.0)
+        z = minus(p, h, h_lo, centre, centre_lo)[0] * scale
+        store(to, k, stop - k, spread(p, select(dead, nothing(p), z)))
+
+
 @kernel
-def log_softmax_vjp(logp, g, y, c, first, last, scale, way):
-    """``y = scale (g - p sum(g))`` with ``p = exp(logp)``."""
-    pp, pg, py = pointer_to(logp), pointer_to(g), pointer_to(y)
+def log_softmax_jvp(logp, t, y, c, first, last, scale, ways):
+    """``y = scale (t - <p, t>)`` with ``p = exp(logp)``."""
+    pp, pt, py = pointer_to(logp), pointer_to(t), pointer_to(y)
     tile, other = scratch(pp), scratch(pp)
-    step = rows_at_once(pp, way)
+    step = rows_at_once(pp, ways)
     n = c * step
     constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
-        b = open_row(pg, r, last - r, c, other, way)
+        b = open_row(pt, r, last - r, c, other, way)
         to = out_row(py, r, c, tile, way)
-        total, total_lo = nothing(pp), nothing(pp)
-        for k in range(0, n, lanes(pp)):
-            dead = widen(load(a, k, n - k, 0.0)) == -math.inf
-            h = select(dead, nothing(pp), widen(load(b, k, n - k, 0.0)))
-            total, total_lo = accumulate(pp, total, total_lo, h)
-        total, total_lo = fold_sum(pp, total, total_lo, way)
-        minus_total = -1.0 * collapse(total, total_lo)
-        for k in range(0, n, lanes(pp)):
-            v = load(a, k, n - k, 0.0)
-            z = fma(probabilities(pp, v, constants, frame), minus_total, widen(load(b, k, n - k, 0.0))) * scale
-            store(to, k, n - k, spread(pp, select(widen(v) == -math.inf, nothing(pp), z)))
+        ref = reference_value(pp, a, b, n, way)
+        args = a, b, probabilities, -math.inf, constants, frame, ref
+        total, total_lo, dot, dot_lo, _ = over_row(SECOND, n, way, added, mean_part, args)
+        centre, centre_lo = centre_of(ref, dot, dot_lo, total, total_lo)
+        each_block(WRITTEN, n, way, log_softmax_jvp_part, (a, b, to, ref, centre, centre_lo, scale))
         close_row(py, r, last - r, c, tile, way)
 
 
+@helper
+def living_part(start, stop, way, p, g):
+    """Return the sum of g over the classes that can occur, in two parts."""
+    total, total_lo = nothing(p), nothing(p)
+    for k in range(start, stop, lanes(p)):
+        dead = widen(load(p, k, stop - k, 0.0)) == -math.inf
+        h = select(dead, nothing(p), widen(load(g, k, stop - k, 0.0)))
+        total, total_lo = accumulate(p, total, total_lo, h)
+    total, total_lo = fold_sum(p, total, total_lo, way)
+    return total, total_lo, 0.0, 0.0, 0.0
+
+
+@helper
+def log_softmax_vjp_part(start, stop, way, p, g, to, constants, frame, minus_total, scale):
+    """Write ``scale (g - p sum(g))``."""
+    for k in range(start, stop, lanes(p)):
+        v = load(p, k, stop - k, 0.0)
+        z = fma(probabilities(p, v, constants, frame), minus_total, widen(load(g, k, stop - k, 0.0))) * scale
+        store(to, k, stop - k, spread(p, select(widen(v) == -math.inf, nothing(p), z)))
+
+
 @kernel
-def logsumexp_jvp(p, t, s, c, first, last, scale, way):
+def log_softmax_vjp(logp, g, y, c, first, last, scale, ways):
+    """``y = scale (g - p sum(g))`` with ``p = exp(logp)``."""
+    pp, pg, py = pointer_to(logp), pointer_to(g), pointer_to(y)
+    tile, other = scratch(pp), scratch(pp)
+    step = rows_at_once(pp, ways)
+    n = c * step
+    constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
+    for r in range(first, last, step):
+        way = row_way(ways, r)
+        a = open_row(pp, r, last - r, c, tile, way)
+        b = open_row(pg, r, last - r, c, other, way)
+        to = out_row(py, r, c, tile, way)
+        total, total_lo, _, _, _ = over_row(SECOND, n, way, added, living_part, (a, b))
+        args = a, b, to, constants, frame, -1.0 * collapse(total, total_lo), scale
+        each_block(WRITTEN, n, way, log_softmax_vjp_part, args)
+        close_row(py, r, last - r, c, tile, way)
+
+
+@helper
+def product_part(start, stop, way, p, t):
+    """Return ``<p, t>`` in two parts."""
+    dot, dot_lo = nothing(p), nothing(p)
+    for k in range(start, stop, lanes(p)):
+        w = widen(load(p, k, stop - k, 0.0))
+        h = select(w == 0.0, nothing(p), widen(load(t, k, stop - k, 0.0)))
+        dot, dot_lo = accumulate_product(p, dot, dot_lo, w, h)
+    dot, dot_lo = fold_sum(p, dot, dot_lo, way)
+    return dot, dot_lo, 0.0, 0.0, 0.0
+
+
+@kernel
+def logsumexp_jvp(p, t, s, c, first, last, scale, ways):
     """``s = scale <p, t>``."""
     pp, pt, ps = pointer_to(p), pointer_to(t), pointer_to(s)
     tile, other = scratch(pp), scratch(pp)
-    step = rows_at_once(pp, way)
+    step = rows_at_once(pp, ways)
     n = c * step
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
-        dot, dot_lo = nothing(pp), nothing(pp)
-        for k in range(0, n, lanes(pp)):
-            w = widen(load(a, k, n - k, 0.0))
-            h = select(w == 0.0, nothing(pp), widen(load(b, k, n - k, 0.0)))
-            dot, dot_lo = accumulate_product(pp, dot, dot_lo, w, h)
-        dot, dot_lo = fold_sum(pp, dot, dot_lo, way)
+        dot, dot_lo, _, _, _ = over_row(SECOND, n, way, added, product_part, (a, b))
         put_row(ps, r, last - r, collapse(dot, dot_lo) * scale, way)
 
 
+@helper
+def multiples_part(start, stop, way, p, to, f, f_lo):
+    """Write ``p (f + f_lo)``."""
+    for k in range(start, stop, lanes(p)):
+        w = widen(load(p, k, stop - k, 0.0))
+        store(to, k, stop - k, spread(p, select(w == 0.0, nothing(p), fma(w, f, w * f_lo))))
+
+
 @kernel
-def logsumexp_vjp(p, g, g_all, y, c, first, last, scale, way):
+def logsumexp_vjp(p, g, g_all, y, c, first, last, scale, ways):
     """``y = scale g p``."""
     pp, pg, py = pointer_to(p), pointer_to(g), pointer_to(y)
     tile = scratch(pp)
-    step = rows_at_once(pp, way)
+    step = rows_at_once(pp, ways)
     n = c * step
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         to = out_row(py, r, c, tile, way)
         f, f_lo = two_product(per_row(pg, g.size > 0, g_all, r, last - r, way), scale)
         f_lo = select(absolute(f) < math.inf, f_lo, 0.0)
-        for k in range(0, n, lanes(pp)):
-            w = widen(load(a, k, n - k, 0.0))
-            store(to, k, n - k, spread(pp, select(w == 0.0, nothing(pp), fma(w, f, w * f_lo))))
+        each_block(WRITTEN, n, way, multiples_part, (a, to, f, f_lo))
         close_row(py, r, last - r, c, tile, way)
 
 
@@ -1684,32 +1988,41 @@ def loss_of(v, linear, linear_lo, lse, lse_lo, zloss, m, ok, any_target, empty):
 
 
 @helper
-def over_sum(p, total, total_lo, factor):
-    """Return numbers with which ``(hi + lo) e after = factor p_c`` for the term e of a class, ``hi + lo`` in two parts.
-
-    A small factor is raised first, so that no product but the last is subnormal; ``after`` is the power of two that
-    takes it back.
-    """
-    raised, threshold = (2.0**96, 2.0**-10) if is_single(p) else (2.0**512, 2.0**-300)
+def raised(p, factor):
+    """Return a small factor times a power of two, so that no product but the last is subnormal, and what undoes it."""
+    power, threshold = (2.0**96, 2.0**-10) if is_single(p) else (2.0**512, 2.0**-300)
     small = absolute(factor) < threshold
-    factor = select(small, factor * raised, factor)
+    return select(small, factor * power, factor), select(small, 1.0 / power, 1.0)
+
+
+@helper
+def over_sum(p, total, total_lo, factor):
+    """Return ``hi + lo`` and ``after``: a term e of a class times both is ``factor p_c``."""
+    factor, after = raised(p, factor)
     inverse, inverse_lo = quotient(1.0, 0.0, total, total_lo)
     hi, lo = two_product(inverse, factor)
-    return hi, fma(inverse_lo, factor, lo), select(small, 1.0 / raised, 1.0)
+    return hi, fma(inverse_lo, factor, lo), after
+
+
+@helper
+def smoothing_part(start, stop, way, p, w, weight_count, m):
+    """Return ``sum w`` and half of ``sum w (m - x)``, each in two parts."""
+    s, s_lo, t, t_lo = nothing(p), nothing(p), nothing(p), nothing(p)
+    at_m = spread(p, m)
+    for k in range(start, stop, lanes(p)):
+        wc = widen(class_weight(w, weight_count, k, stop - k, way))
+        s, s_lo = accumulate(p, s, s_lo, wc)
+        d = widen(at_m) * 0.5 - widen(load(p, k, stop - k, at_m)) * 0.5
+        t, t_lo = accumulate_product(p, t, t_lo, wc, select(wc == 0.0, nothing(p), d))
+    s, s_lo = fold_sum(p, s, s_lo, way)
+    t, t_lo = fold_sum(p, t, t_lo, way)
+    return s, s_lo, t, t_lo, 0.0
 
 
 @helper
 def smoothing_sums(p, a, n, c, w, weight_count, m, way):
     """Return ``sum w`` and half of ``sum w (m - x)``, which does not overflow."""
-    s, s_lo, t, t_lo = nothing(p), nothing(p), nothing(p), nothing(p)
-    at_m = spread(p, m)
-    for k in range(0, n, lanes(p)):
-        wc = widen(class_weight(w, weight_count, k, n - k, way))
-        s, s_lo = accumulate(p, s, s_lo, wc)
-        d = widen(at_m) * 0.5 - widen(load(a, k, n - k, at_m)) * 0.5
-        t, t_lo = accumulate_product(p, t, t_lo, wc, select(wc == 0.0, nothing(p), d))
-    s, s_lo = fold_sum(p, s, s_lo, way)
-    t, t_lo = fold_sum(p, t, t_lo, way)
+    s, s_lo, t, t_lo, _ = over_row(SECOND, n, way, added, smoothing_part, (a, w, weight_count, m))
     if weight_count == 1:
         product, lost = two_product(widened(w, 0), float(c))
         s, s_lo = s * 0.0 + product, s * 0.0 + lost
@@ -1717,20 +2030,47 @@ def smoothing_sums(p, a, n, c, w, weight_count, m, way):
 
 
 @helper
+def picked_part(start, stop, way, p, index, stride, lane):
+    """Return one element per row, as if it were a sum."""
+    return gather(p, index, stride, lane, way), 0.0, 0.0, 0.0, 0.0
+
+
+@helper
+def plain_gradient_part(start, stop, way, to, f, f_lo, after, good, special):
+    """Turn terms into ``p`` times a factor."""
+    for k in range(start, stop, lanes(to)):
+        e = load(to, k, stop - k, 0.0)
+        store(to, k, stop - k, only(good, fma(e, f, e * f_lo) * after, special, way))
+
+
+@helper
+def smoothed_gradient_part(
+    start, stop, way, to, w, weight_count, spread_, top, rest, total, all_q, extra, hi, lo, after, good, special
+):
+    """Turn terms into the gradient but for the target's share of it."""
+    for k in range(start, stop, lanes(to)):
+        e = widen(load(to, k, stop - k, 0.0))
+        wc = widen(class_weight(w, weight_count, k, stop - k, way)) * spread_
+        others = select(e == top, nothing(to) + rest, total - e)
+        z = times(to, ((all_q - wc) + extra) * e - wc * others, hi, lo) * after
+        store(to, k, stop - k, only(good, spread(to, z), special, way))
+
+
+@helper
 def index_rows(
-    x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, way, gradient
+    x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, ways, gradient
 ):
     """Compute the losses against class indices and, if asked, their gradients."""
     px, py, pw, pv, pg = pointer_to(x), pointer_to(y), pointer_to(w), pointer_to(v), pointer_to(g)
     ploss, pdx = pointer_to(loss), pointer_to(dx)
     tile = scratch(px)
-    step = rows_at_once(px, way)
-    count = lanes(px)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
     ignored_label = int(ignore)
     weight_stride = 1 if w.size > 1 else 0
     for r in range(first, last, step):
+        way = row_way(ways, r)
         label = labels(px, py, r, last - r, way)
         valid = label != ignored_label
         to = out_row(pdx, r, c, tile, way)
@@ -1745,7 +2085,7 @@ def index_rows(
         m, ok = checked_max(a, n, way)
         m0 = select(ok, m, 0.0)
         frame = row_frame(px, m0, scale)
-        xy = gather(a, label, step, 1, way)
+        xy = over_row(PICKED, 1, way, added, picked_part, (a, label, step, 1))[0]
         wy = gather(pw, label, weight_stride, 0, way)
         row = per_row(pv, v.size > 0, v_all, r, last - r, way)
         weights, weights_lo, far, far_lo = wy * 0.0, wy * 0.0, wy * 0.0, wy * 0.0
@@ -1783,17 +2123,13 @@ def index_rows(
             elif spread_ == 0.0:
                 f, f_lo, f_after = over_sum(px, total, total_lo, (all_q + extra) * rate)
                 f, f_lo = two_parts(px, f, f_lo)
-                f_after = spread(px, f_after)
-                for k in range(0, n, count):
-                    e = load(to, k, n - k, 0.0)
-                    store(to, k, n - k, only(good, fma(e, f, e * f_lo) * f_after, special, way))
+                args = to, f, f_lo, spread(px, f_after), good, special
+                each_block(WRITTEN, n, way, plain_gradient_part, args)
             else:
-                for k in range(0, n, count):
-                    e = widen(load(to, k, n - k, 0.0))
-                    wc = widen(class_weight(pw, w.size, k, n - k, way)) * spread_
-                    others = select(e == top, nothing(px) + rest, total - e)
-                    z = times(px, ((all_q - wc) + extra) * e - wc * others, hi, lo) * after
-                    store(to, k, n - k, only(good, spread(px, z), special, way))
+                each_block(
+                    WRITTEN, n, way, smoothed_gradient_part,
+                    (to, pw, w.size, spread_, top, rest, total, all_q, extra, hi, lo, after, good, special),
+                )  # fmt: skip
             e = exp_one(px, xy, constants, frame, way)
             others = select(e == top, rest, total - e)
             at_target = times(px, (spread_ * (weights - wy) + extra) * e - q * others, hi, lo) * after
@@ -1822,45 +2158,91 @@ def cross_entropy_index_grad(
 
 
 @helper
-def targets(t, w, weight_count, k, left, keep, spread_, way):
+def target_values(t, at, left, smoothing, way):
     """Return ``q = w (keep t + spread)`` for a vector of classes; 0 beyond the last."""
-    q = fma(widen(load(t, k, left, 0.0)), keep, spread_) * widen(class_weight(w, weight_count, k, left, way))
-    return select(existing(t, left), q, nothing(t))
+    w, weight_count, keep, spread_, plain = smoothing
+    q = widen(load(t, at, left, 0.0))
+    if not plain:
+        q = fma(q, keep, spread_) * widen(class_weight(w, weight_count, at, left, way))
+        q = select(existing(t, left), q, nothing(t))
+    return q
+
+
+@helper
+def targets_part(start, stop, way, p, t, smoothing, m):
+    """Return ``sum q`` and half of ``sum q (m - x)``, each in two parts, and 1 if a target is not 0."""
+    q_sum, q_lo, far, far_lo = nothing(p), nothing(p), nothing(p), nothing(p)
+    at_m = spread(p, m)
+    half = widen(at_m) * 0.5
+    any_target = at_m != at_m
+    for k in range(start, stop, lanes(p)):
+        q = target_values(t, k, stop - k, smoothing, way)
+        q_sum, q_lo = accumulate(p, q_sum, q_lo, q)
+        d = fma(widen(load(p, k, stop - k, at_m)), -0.5, half)
+        far, far_lo = accumulate_product(p, far, far_lo, q, select(q == 0.0, nothing(p), d))
+        any_target = any_target | (q != 0.0)
+    q_sum, q_lo = fold_sum(p, q_sum, q_lo, way)
+    far, far_lo = fold_sum(p, far, far_lo, way)
+    return q_sum, q_lo, far, far_lo, select(fold_any(p, any_target, way), 1.0, 0.0)
+
+
+@helper
+def probs_gradient_part(start, stop, way, p, t, to, smoothing, kept, reduction, sums, rate, ok, special):
+    """Write the gradient, from the terms if these are kept."""
+    constants, frame = reduction
+    top, rest, total, total_lo, all_q = sums
+    if is_single(p):
+        inverse, inverse_lo = quotient(1.0 / unscale(p), 0.0, total, total_lo)
+        f, f_lo = two_parts(p, inverse, inverse_lo)
+        factor, restore = raised(p, rate)
+        times_rate, after = spread(p, factor), spread(p, restore)
+        every, not_most = spread(p, all_q), spread(p, rest / total)
+        for k in range(start, stop, lanes(p)):
+            e = load(to, k, stop - k, 0.0) if kept else exp_terms(load(p, k, stop - k, 0.0), constants, frame)
+            q = spread(p, target_values(t, k, stop - k, smoothing, way))
+            e = fma(e, f, e * f_lo) * unscale(p)
+            others = select(e > 0.5, not_most, 1.0 - e)
+            z = ((every - q) * e - q * others) * times_rate * after
+            store(to, k, stop - k, only(ok, z, special, way))
+    else:
+        hi, lo, after = over_sum(p, total, total_lo, rate)
+        for k in range(start, stop, lanes(p)):
+            e = load(to, k, stop - k, 0.0) if kept else exp_terms(load(p, k, stop - k, 0.0), constants, frame)
+            e = widen(e)
+            q = target_values(t, k, stop - k, smoothing, way)
+            others = select(e == top, nothing(p) + rest, total - e)
+            z = times(p, (all_q - q) * e - q * others, hi, lo)
+            store(to, k, stop - k, only(ok, spread(p, z * after), special, way))
 
 
 @helper
 def probs_rows(
-    x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, way, gradient
+    x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ways, gradient
 ):
     """Compute the losses against probabilities and, if asked, their gradients."""
     px, pt, pw, pv, pg = pointer_to(x), pointer_to(t), pointer_to(w), pointer_to(v), pointer_to(g)
     ploss, pdx = pointer_to(loss), pointer_to(dx)
     tile, other = scratch(px), scratch(px)
-    step = rows_at_once(px, way)
-    count = lanes(px)
+    step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
-    zero = spread(px, 0.0)
+    plain = keep == 1.0 and spread_ == 0.0 and w.size == 1 and widened(pw, 0) == 1.0
+    smoothing = pw, w.size, keep, spread_, plain
+    # Where the gradient takes the place of the targets, the terms have none: they are computed twice.
+    kept = gradient and not same(pdx, pt)
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
+        to = out_row(pdx, r, c, tile, way)
         m, ok = checked_max(a, n, way)
         m0 = select(ok, m, 0.0)
         frame = row_frame(px, m0, scale)
         row = per_row(pv, v.size > 0, v_all, r, last - r, way)
-        q_sum, q_lo, far, far_lo = nothing(px), nothing(px), nothing(px), nothing(px)
-        at_m = spread(px, m0)
-        any_target = zero != zero
-        for k in range(0, n, count):
-            q = targets(b, pw, w.size, k, n - k, keep, spread_, way)
-            q_sum, q_lo = accumulate(px, q_sum, q_lo, q)
-            d = widen(at_m) * 0.5 - widen(load(a, k, n - k, at_m)) * 0.5
-            far, far_lo = accumulate_product(px, far, far_lo, q, select(q == 0.0, nothing(px), d))
-            any_target = any_target | (q != 0.0)
-        q_sum, q_lo = fold_sum(px, q_sum, q_lo, way)
+        aims = a, b, smoothing, m0
+        q_sum, q_lo, far, far_lo, aimed = over_row(SECOND, n, way, added, targets_part, aims)
         q_sum = collapse(q_sum, q_lo)
-        far, far_lo = fold_sum(px, far, far_lo, way)
-        total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, a, False, way)
+        total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, to, kept, way)
         lse, lse_lo = add_product(log, log_lo, m0, scale)
         # sum_c q_c (scale (m - x_c) + log)
         hi, lo = two_product(far, 2.0 * scale)
@@ -1868,22 +2250,15 @@ def probs_rows(
         even, even_lo = two_product(q_sum, log)
         hi, error = two_sum(hi, even)
         lo = lo + (error + fma(q_sum, log_lo, even_lo))
-        aimed = select(fold_any(px, any_target, way), 1.0, 0.0)
         put_row(ploss, r, last - r, loss_of(row, hi, lo, lse, lse_lo, zloss, m, ok, aimed, empty), way)
         if gradient:
-            to = out_row(pdx, r, c, tile, way)
             rate = row * per_row(pg, g.size > 0, g_all, r, last - r, way) * scale
             bad = without_maximum(m, 0.0 if empty else math.nan)
             if any_of(ok):
                 all_q = q_sum + 2.0 * zloss * lse if zloss != 0.0 else q_sum
-                hi, lo, after = over_sum(px, total, total_lo, rate)
-                special = spread(px, bad)
-                for k in range(0, n, count):
-                    e = widen(exp_terms(load(a, k, n - k, 0.0), constants, frame))
-                    q = targets(b, pw, w.size, k, n - k, keep, spread_, way)
-                    others = select(e == top, nothing(px) + rest, total - e)
-                    z = times(px, (all_q - q) * e - q * others, hi, lo)
-                    store(to, k, n - k, only(ok, spread(px, z * after), special, way))
+                sums = top, rest, total, total_lo, all_q
+                args = a, b, to, smoothing, kept, (constants, frame), sums, rate, ok, spread(px, bad)
+                each_block(WRITTEN, n, way, probs_gradient_part, args)
             else:
                 fill_row(to, n, bad, way)
             close_row(pdx, r, last - r, c, tile, way)
@@ -1906,19 +2281,27 @@ def cross_entropy_probs_grad(
 # --- reductions of per-row results --------------------------------------------------------------------------------
 
 
+@helper
+def total_part(start, stop, way, p):
+    """Return a sum in two parts."""
+    hi, lo = nothing(p), nothing(p)
+    for k in range(start, stop, lanes(p)):
+        hi, lo = accumulate(p, hi, lo, widen(load(p, k, stop - k, 0.0)))
+    hi, lo = fold_sum(p, hi, lo, way)
+    return hi, lo, 0.0, 0.0, 0.0
+
+
 @kernel
-def total(x, s, c, first, last, way):
+def total(x, s, c, first, last, ways):
     """``s = sum_c x_c``."""
     px, ps = pointer_to(x), pointer_to(s)
     tile = scratch(px)
-    step = rows_at_once(px, way)
+    step = rows_at_once(px, ways)
     n = c * step
     for r in range(first, last, step):
+        way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
-        hi, lo = nothing(px), nothing(px)
-        for k in range(0, n, lanes(px)):
-            hi, lo = accumulate(px, hi, lo, widen(load(a, k, n - k, 0.0)))
-        hi, lo = fold_sum(px, hi, lo, way)
+        hi, lo, _, _, _ = over_row(TERMS, n, way, added, total_part, (a,))
         put_row(ps, r, last - r, collapse(hi, lo), way)
 
 
@@ -1931,112 +2314,112 @@ in_parallel = _cached(parallel=True)
 
 
 @in_parallel
-def softmax_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        softmax(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def softmax_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        softmax(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        log_softmax(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def log_softmax_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        log_softmax(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        logsumexp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def logsumexp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        logsumexp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_weighted_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        logsumexp_weighted(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def logsumexp_weighted_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        logsumexp_weighted(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def softmax_jvp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        softmax_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def softmax_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        softmax_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_jvp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        log_softmax_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def log_softmax_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        log_softmax_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_vjp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        log_softmax_vjp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def log_softmax_vjp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        log_softmax_vjp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_jvp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        logsumexp_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def logsumexp_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        logsumexp_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_vjp_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        logsumexp_vjp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def logsumexp_vjp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        logsumexp_vjp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def softmax_jacobian_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        softmax_jacobian(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def softmax_jacobian_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        softmax_jacobian(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_jacobian_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        log_softmax_jacobian(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def log_softmax_jacobian_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        log_softmax_jacobian(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_index_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        cross_entropy_index(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def cross_entropy_index_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        cross_entropy_index(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_index_grad_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        cross_entropy_index_grad(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def cross_entropy_index_grad_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        cross_entropy_index_grad(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_probs_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        cross_entropy_probs(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def cross_entropy_probs_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        cross_entropy_probs(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_probs_grad_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        cross_entropy_probs_grad(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def cross_entropy_probs_grad_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        cross_entropy_probs_grad(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
 
 
 @in_parallel
-def total_parallel(operands, c, rows, chunk, params, way):
-    """Compute chunks of rows on several threads."""
-    for k in prange(-(-rows // chunk)):
-        total(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
+def total_parallel(operands, c, rows, tasks, stride, chunk, params, way):
+    """Compute chunks of rows, or all threads all rows, on several threads."""
+    for k in prange(tasks):
+        total(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
