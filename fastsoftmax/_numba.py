@@ -149,6 +149,9 @@ class _Alias:
 
 def _flat(a: Array) -> Array:
     flat = a.reshape(-1)
+    if a.itemsize == 2:
+        # Numba has no 16-bit floats: FLOAT16 and BFLOAT16 of the kernels.
+        flat = flat.view(np.int16 if a.dtype.kind == "f" else np.uint16)
     return flat if flat.flags.writeable else np.asarray(_Alias(flat))
 
 
@@ -163,40 +166,52 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
     along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
     few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
-    if any(kind == SQUARE for _, kind in row.outs):
-        few = 0
-        long = sys.maxsize
-    else:
-        long = _kernels.LONG
+    long = _kernels.LONG  # type: ignore[union-attr]
+    in_blocks = getattr(serial, "in_blocks", False)
+    square = any(kind == SQUARE for _, kind in row.outs)
+    if square:
+        few, long = 0, sys.maxsize
     lanes = 64 // dtype.itemsize
-    in_kinds = [kind for _, kind in row.ins]
+    in_kinds, out_kinds = ([kind for _, kind in operands] for operands in (row.ins, row.outs))
     none, unit = np.empty(0, dtype), np.ones(1, dtype)
     most_threads = int(_package().config.NUMBA_NUM_THREADS)
 
+    def readable(kind: str, a: Any, c: int) -> Any:
+        """Convert 16-bit floats that the kernels do not: numbers per row, and rows that are too long for a tile."""
+        if isinstance(a, np.ndarray) and a.itemsize == 2 and (kind == ONE or square or c > long):
+            return a.astype(dtype)
+        return a
+
     def run(ins: Sequence[Any], outs: Sequence[Any], params: tuple[float, ...], threads: int) -> None:
         rows, c = ins[0].shape[1:]
+        results = [readable(kind, a, c) for kind, a in zip(out_kinds, outs)]
         operands: list[Any] = []
-        for kind, a in zip(in_kinds, ins):
+        for kind, given in zip(in_kinds, ins):
+            a = readable(kind, given, c)
             if kind == ONE:
                 operands += (_flat(a), 1.0) if isinstance(a, np.ndarray) else (none, float(a))
             else:
                 operands.append(_flat(a) if isinstance(a, np.ndarray) else unit)
-        operands += [a.reshape(-1) for a in outs]
+        operands += [_flat(a) for a in results]
         # By c alone: a row's bits must not depend on the others.
         way = across if c <= few else along
-        if c > long:
-            words, all_words = _kernels.room_size(c)
-            rooms = np.zeros(rows * all_words, np.int64)
-            way = (rooms.ctypes.data, words)
         threads = min(threads, most_threads)
-        stride = chunk = -(-rows // threads)
+        tasks, chunk = rows, -(-rows // threads)
         if c <= few:
-            stride = chunk = -(-chunk // lanes) * lanes
-        elif c > long and rows < FEW_ROWS * threads:
-            stride, chunk = 0, rows
-        tasks = -(-rows // chunk) if stride else threads
-        several = tasks > 1 and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS
-        if not (several and _launch(parallel, threads, tuple(operands), c, rows, tasks, stride, chunk, params, way)):
+            chunk = -(-chunk // lanes) * lanes
+        elif in_blocks and c > long:
+            words, all_words = _kernels.room_size(c)  # type: ignore[union-attr]
+            rooms = np.zeros(rows * all_words, np.int64)
+            together = rows < FEW_ROWS * threads
+            way = (rooms.ctypes.data, words, rows if together else 0)
+            if together:
+                tasks, chunk = threads, 1
+        several = tasks > chunk and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS
+        if not (several and _launch(parallel, threads, tuple(operands), c, tasks, chunk, params, way)):
             serial(*operands, c, 0, rows, *params, way)
+        for target, result in zip(outs, results):
+            if target is not result:
+                with np.errstate(all="ignore"):
+                    target[...] = result
 
     return run

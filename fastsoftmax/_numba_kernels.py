@@ -10,13 +10,16 @@ words of the C kernels.  Three things follow:
 * LLVM has nothing to discover, compiles in half the time, and uses 512-bit registers where there are some (left to
   itself it stops at 256 bits on Intel's server cores).
 
-Every operation is compiled for two layouts, told apart by the type of its last argument, ``way``:
+Every operation is compiled for the layouts that it meets, told apart by the type of its last argument, ``way``:
 
 ``ALONG``
     The lanes of a vector are neighbouring classes of one row; a number per row is a float64.
 ``ACROSS``
     For few classes.  A block of rows is transposed into a tile that stays in the first-level cache; the lanes of a
     vector are one class of neighbouring rows, and a number per row is a lane of a vector of float64.
+``(rooms, words, rows)``
+    For many classes, in kernels that are marked ``in_blocks``: as ``ALONG``, but block by block, by all threads at once
+    if there are few rows.  See "long rows" below.
 
 Only what loads, folds and writes a row knows about it; the arithmetic in between reads the same.
 
@@ -75,6 +78,9 @@ LOG_P = _floats(
     "0x1.39a20ba58bcc9p-3 0x1.2f025183ae0a9p-3"
 )
 
+_inlined = {"nogil": True, "forceinline": True, "error_model": "numpy"}
+helper = njit(**_inlined)
+
 # --- the vocabulary: a vector type and what can be said about it --------------------------------------------------
 
 LLVM_TYPE = {
@@ -82,7 +88,11 @@ LLVM_TYPE = {
     types.float64: ir.DoubleType(),
     types.int64: ir.IntType(64),
     types.boolean: ir.IntType(1),
+    types.int16: ir.IntType(16),
+    types.uint16: ir.IntType(16),
 }
+# How 16-bit floats come: Numba has neither, so that their bits are passed, and the sign says which they are.
+FLOAT16, BFLOAT16 = types.int16, types.uint16
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
@@ -100,13 +110,22 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, ir.VectorType(LLVM_TYPE[fe_type.element], fe_type.count))
 
 
+def _is_half(pointer: Any) -> bool:
+    return pointer.dtype in (FLOAT16, BFLOAT16)
+
+
+def _element(pointer: Any) -> Any:
+    """Return the type in which a pointer's elements are computed."""
+    return types.float32 if _is_half(pointer) else pointer.dtype
+
+
 def _count(pointer: Any) -> int:
     """Return the number of lanes for elements of a pointer's type."""
-    return VECTOR_BYTES * 8 // pointer.dtype.bitwidth
+    return VECTOR_BYTES * 8 // _element(pointer).bitwidth
 
 
 def _vector(pointer: Any) -> Lanes:
-    return Lanes(pointer.dtype, _count(pointer))
+    return Lanes(_element(pointer), _count(pointer))
 
 
 def _row_type(pointer: Any, way: Any, element: Any = types.float64) -> Any:
@@ -306,7 +325,7 @@ def lanes(typingctx, pointer):
 @intrinsic
 def is_single(typingctx, kind):
     """Tell whether elements are float32, a constant: the branches not taken vanish."""
-    element = kind.element if isinstance(kind, Lanes) else kind.dtype
+    element = kind.element if isinstance(kind, Lanes) else _element(kind)
     return types.boolean(kind), lambda *_: ir.IntType(1)(element == types.float32)
 
 
@@ -339,7 +358,7 @@ def rounded(typingctx, pointer, value):
     """Round float64 numbers to the precision of a pointer's dtype."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if pointer.dtype == types.float64:
+        if _element(pointer) == types.float64:
             return args[1]
         kind = args[1].type
         single = ir.VectorType(ir.FloatType(), kind.count) if isinstance(value, Lanes) else ir.FloatType()
@@ -417,21 +436,30 @@ def pointer_to(typingctx, array):
 
 @intrinsic
 def scratch(typingctx, pointer):
-    """Reserve a tile for ``MAX_FEW`` classes of as many rows as there are lanes, on the stack."""
+    """Reserve a tile for ``MAX_FEW`` classes of as many rows as there are lanes, on the stack.
+
+    For 16-bit floats there is room for a whole row in float32.
+    """
+    result = types.CPointer(_element(pointer))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        size = LONG if _is_half(pointer) else MAX_FEW * _count(pointer)
         with builder.goto_entry_block():
-            tile = builder.alloca(ir.ArrayType(LLVM_TYPE[pointer.dtype], MAX_FEW * _count(pointer)))
+            tile = builder.alloca(ir.ArrayType(LLVM_TYPE[result.dtype], size))
         tile.align = VECTOR_BYTES
-        return builder.bitcast(tile, args[0].type)
+        return builder.bitcast(tile, context.get_value_type(result))
 
-    return pointer(pointer), codegen
+    return result(pointer), codegen
 
 
 @intrinsic
 def same(typingctx, a, b):
     """Tell whether two pointers are equal."""
-    return types.boolean(a, b), lambda context, builder, signature, args: builder.icmp_unsigned("==", *args)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.icmp_unsigned("==", *(builder.ptrtoint(p, I64) for p in args))
+
+    return types.boolean(a, b), codegen
 
 
 @intrinsic
@@ -471,15 +499,19 @@ def _first_lanes(builder: Any, left: Any, count: int) -> Any:
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(left, I32), count))
 
 
+def _letter(vector: Any) -> str:
+    return "i" if isinstance(vector.element, ir.IntType) else "f"
+
+
 def _masked_load(builder: Any, address: Any, vector: Any, size: int, mask: Any, fill: Any) -> Any:
-    name = f"llvm.masked.load.v{vector.count}f{size * 8}.p0"
+    name = f"llvm.masked.load.v{vector.count}{_letter(vector)}{size * 8}.p0"
     kind = ir.FunctionType(vector, [address.type, I32, mask.type, vector])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     return builder.call(function, [address, I32(size), mask, fill])
 
 
 def _masked_store(builder: Any, value: Any, address: Any, size: int, mask: Any) -> None:
-    name = f"llvm.masked.store.v{value.type.count}f{size * 8}.p0"
+    name = f"llvm.masked.store.v{value.type.count}{_letter(value.type)}{size * 8}.p0"
     kind = ir.FunctionType(ir.VoidType(), [value.type, address.type, I32, mask.type])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
     builder.call(function, [value, address, I32(size), mask])
@@ -548,6 +580,104 @@ def store(typingctx, pointer, at, left, value):
     return types.none(pointer, types.intp, types.intp, value), codegen
 
 
+# --- 16-bit floats ------------------------------------------------------------------------------------------------
+#
+# On their bits, for LLVM knows neither type on every processor.
+
+
+def _expanded(builder: Any, pointer: Any, v: Any) -> Any:
+    """Convert a vector of a pointer's elements to the type in which they are computed."""
+    if not _is_half(pointer):
+        return v
+    words, floats = (ir.VectorType(t, v.type.count) for t in (I32, ir.FloatType()))
+
+    def constant(value: Any, kind: Any = words) -> Any:
+        return ir.Constant(kind, [value] * v.type.count)
+
+    bits = builder.zext(v, words)
+    if pointer.dtype == BFLOAT16:
+        return builder.bitcast(builder.shl(bits, constant(16)), floats)
+    size = builder.shl(builder.and_(bits, constant(0x7FFF)), constant(13))
+    # A product by 2**112 moves the exponent's bias, of subnormal numbers, too, and exactly.
+    scaled = builder.bitcast(builder.fmul(builder.bitcast(size, floats), constant(2.0**112, floats)), words)
+    # What had the largest exponent is infinite, or NaN.
+    special = builder.icmp_unsigned(">=", size, constant(0x7C00 << 13))
+    scaled = builder.select(special, builder.or_(scaled, constant(0x7F800000)), scaled)
+    sign = builder.shl(builder.and_(bits, constant(0x8000)), constant(16))
+    return builder.bitcast(builder.or_(scaled, sign), floats)
+
+
+def _packed(builder: Any, pointer: Any, v: Any) -> Any:
+    """Round a vector to the nearest of a pointer's elements, ties to even; the opposite of :func:`_expanded`."""
+    if not _is_half(pointer):
+        return v
+    words, floats = (ir.VectorType(t, v.type.count) for t in (I32, ir.FloatType()))
+
+    def constant(value: Any, kind: Any = words) -> Any:
+        return ir.Constant(kind, [value] * v.type.count)
+
+    bits = builder.bitcast(v, words)
+    nan = builder.fcmp_unordered("!=", v, v)
+    shift = 16 if pointer.dtype == BFLOAT16 else 13
+    size = builder.and_(bits, constant(0x7FFFFFFF))
+    even = builder.and_(builder.lshr(size, constant(shift)), constant(1))
+    rounded_up = builder.add(builder.add(size, even), constant((1 << (shift - 1)) - 1))
+    if pointer.dtype == BFLOAT16:
+        result = builder.lshr(rounded_up, constant(16))
+        quiet = 0x7FC0
+    else:
+        # The bias; from 2**16 - 16 on infinite; below 2**-14 the addition of 1/2 rounds to multiples of 2**-24.
+        result = builder.lshr(builder.sub(rounded_up, constant(112 << 23)), constant(13))
+        result = builder.select(builder.icmp_unsigned(">=", size, constant(0x477FF000)), constant(0x7C00), result)
+        sum_ = builder.fadd(builder.bitcast(size, floats), constant(0.5, floats))
+        small = builder.sub(builder.bitcast(sum_, words), constant(0x3F000000))
+        result = builder.select(builder.icmp_unsigned("<", size, constant(0x38800000)), small, result)
+        quiet = 0x7E00
+    result = builder.select(nan, constant(quiet), result)
+    result = builder.or_(result, builder.lshr(builder.and_(bits, constant(0x80000000)), constant(16)))
+    return builder.trunc(result, ir.VectorType(ir.IntType(16), v.type.count))
+
+
+@intrinsic
+def load_half(typingctx, pointer, at, left):
+    """Load a vector of 16-bit floats as float32; lanes from ``left`` on are 0."""
+    result = _vector(pointer)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(LLVM_TYPE[pointer.dtype], result.count)
+        return _expanded(
+            builder, pointer, _load(builder, *args[:3], vector, 2, ir.Constant(vector, [0] * result.count))
+        )
+
+    return result(pointer, types.intp, types.intp), codegen
+
+
+@intrinsic
+def store_half(typingctx, pointer, at, left, value):
+    """Round the first ``left`` lanes of a vector of float32 to 16-bit floats and store them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _store(builder, _packed(builder, pointer, args[3]), *args[:3], 2)
+        return context.get_dummy_value()
+
+    return types.none(pointer, types.intp, types.intp, value), codegen
+
+
+@helper
+def unpack_row(p, c, tile):
+    """Convert a row of 16-bit floats to float32."""
+    for k in range(0, c, lanes(p)):
+        prefetch(p, k + 2 * AHEAD * lanes(p))
+        store(tile, k, c - k, load_half(p, k, c - k))
+
+
+@helper
+def pack_row(p, c, tile):
+    """Round a row of float32 to 16-bit floats."""
+    for k in range(0, c, lanes(p)):
+        store_half(p, k, c - k, load(tile, k, c - k, 0.0))
+
+
 # --- a row in its layout: what depends on ``way`` -----------------------------------------------------------------
 
 
@@ -587,6 +717,7 @@ def _transposers(part: int) -> tuple[Any, Any]:
             count = _count(pointer)
             size, item = count // part, pointer.dtype.bitwidth // 8
             piece = ir.VectorType(LLVM_TYPE[pointer.dtype], size)
+            zero = ir.Constant(piece, [0 if _is_half(pointer) else 0.0] * size)
             mask = _first_lanes(builder, classes, size)
             last = builder.sub(rows, I64(1))
             pieces = []
@@ -594,7 +725,7 @@ def _transposers(part: int) -> tuple[Any, Any]:
                 # Lanes without a row of their own repeat the last one.
                 row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
                 address = _vector_at(builder, source, builder.mul(row, stride), piece)
-                pieces.append(_masked_load(builder, address, piece, item, mask, ir.Constant(piece, [0.0] * size)))
+                pieces.append(_expanded(builder, pointer, _masked_load(builder, address, piece, item, mask, zero)))
             vectors = []
             for j in range(size):
                 group = pieces[j::size]
@@ -614,7 +745,7 @@ def _transposers(part: int) -> tuple[Any, Any]:
             target, stride, rows, classes, tile = args
             count = _count(pointer)
             size, item = count // part, pointer.dtype.bitwidth // 8
-            vector = ir.VectorType(LLVM_TYPE[pointer.dtype], count)
+            vector = ir.VectorType(LLVM_TYPE[_element(pointer)], count)
             mask = _first_lanes(builder, classes, size)
             vectors = []
             for j in range(size):
@@ -625,6 +756,7 @@ def _transposers(part: int) -> tuple[Any, Any]:
                 v = vectors[i % size]
                 first = i // size * size
                 v = v if part == 1 else _shuffle(builder, v, v, range(first, first + size))
+                v = _packed(builder, pointer, v)
                 with builder.if_then(builder.icmp_signed("<", I64(i), rows), likely=True):
                     address = _vector_at(builder, target, builder.mul(I64(i), stride), v.type)
                     _masked_store(builder, v, address, item, mask)
@@ -639,7 +771,6 @@ load_block_1, store_block_1 = _transposers(1)
 load_block_2, store_block_2 = _transposers(2)
 load_block_4, store_block_4 = _transposers(4)
 
-helper = njit(nogil=True, forceinline=True, error_model="numpy")
 # Not inlined: a few hundred instructions, called once for a block of rows.
 subroutine = njit(nogil=True, error_model="numpy")
 
@@ -674,28 +805,57 @@ def store_tile(p, rows, c, tile):
             store_block_1(offset(p, k), c, rows, c - k, offset(tile, k * count))
 
 
-@helper
 def open_row(p, r, left, c, tile, way):
     """Return where to read row r, or the rows from r on."""
-    if len(way) == 1:
-        load_tile(offset(p, r * c), min(left, lanes(p)), c, tile)
-        return tile
-    return offset(p, r * c)
 
 
-@helper
 def out_row(p, r, c, tile, way):
     """Return where to write row r; the row is complete after :func:`close_row`."""
-    if len(way) == 1:
-        return tile
-    return offset(p, r * c)
 
 
-@helper
 def close_row(p, r, left, c, tile, way):
     """Bring what was written to :func:`out_row` to its place."""
-    if len(way) == 1:
+
+
+@overload(open_row, jit_options=_inlined)
+def _open_row(p, r, left, c, tile, way):
+    def across(p, r, left, c, tile, way):
+        load_tile(offset(p, r * c), min(left, lanes(p)), c, tile)
+        return tile
+
+    def unpacked(p, r, left, c, tile, way):
+        unpack_row(offset(p, r * c), c, tile)
+        return tile
+
+    def as_it_lies(p, r, left, c, tile, way):
+        return offset(p, r * c)
+
+    return across if len(way) == 1 else unpacked if _is_half(p) else as_it_lies
+
+
+@overload(out_row, jit_options=_inlined)
+def _out_row(p, r, c, tile, way):
+    def in_tile(p, r, c, tile, way):
+        return tile
+
+    def as_it_lies(p, r, c, tile, way):
+        return offset(p, r * c)
+
+    return in_tile if len(way) == 1 or _is_half(p) else as_it_lies
+
+
+@overload(close_row, jit_options=_inlined)
+def _close_row(p, r, left, c, tile, way):
+    def across(p, r, left, c, tile, way):
         store_tile(offset(p, r * c), min(left, lanes(p)), c, tile)
+
+    def packed(p, r, left, c, tile, way):
+        pack_row(offset(p, r * c), c, tile)
+
+    def as_it_lies(p, r, left, c, tile, way):
+        pass
+
+    return across if len(way) == 1 else packed if _is_half(p) else as_it_lies
 
 
 @intrinsic
@@ -757,7 +917,7 @@ def fold_sum(typingctx, p, hi, lo, way):
         while count > 1 and len(way) != 1:
             count //= 2
             (a, b), (x, y) = ([_shuffle(builder, v, v, range(k, k + count)) for k in (0, count)] for v in (high, low))
-            if p.dtype == types.float32:
+            if _element(p) == types.float32:
                 high, low = builder.fadd(a, b), builder.fadd(x, y)
             else:
                 high, error = _two_sum(builder, a, b)
@@ -1148,11 +1308,11 @@ def row_way(typingctx, way, r):
     """Return the layout in row r: a long row has a room of its own."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if len(way) != 2:
+        if len(way) != 3:
             return args[0]
-        rooms, words = (builder.extract_value(args[0], i) for i in range(2))
+        rooms, words, rows = (builder.extract_value(args[0], i) for i in range(3))
         row = builder.mul(builder.mul(words, I64(8 * (WRITTEN + 1))), args[1])
-        return context.make_tuple(builder, way, [builder.add(rooms, row), words])
+        return context.make_tuple(builder, way, [builder.add(rooms, row), words, rows])
 
     return way(way, types.intp), codegen
 
@@ -1253,6 +1413,10 @@ def first_best(a, b):
     return select(better, b[0], a[0]), 0.0, 0.0, 0.0, select(better, b[4], a[4])
 
 
+def rows_of(first, last, step, ways):
+    """Return the first rows to compute at once: of a chunk, or of all rows if all threads compute them together."""
+
+
 def over_row(number, n, way, merge, part, args):
     """Compute a pass over a row of n elements: ``part(start, stop, way, *args)``, merged where it has several."""
 
@@ -1261,7 +1425,15 @@ def each_block(number, n, way, part, args):
     """Compute a pass over a row of n elements that has no result."""
 
 
-_inlined = {"nogil": True, "forceinline": True, "error_model": "numpy"}
+@overload(rows_of, jit_options=_inlined)
+def _rows_of(first, last, step, ways):
+    def of_chunk(first, last, step, ways):
+        return range(first, last, step)
+
+    def of_all(first, last, step, ways):
+        return range(ways[2]) if ways[2] > 0 else range(first, last)
+
+    return of_all if len(ways) == 3 else of_chunk
 
 
 @overload(over_row, jit_options=_inlined)
@@ -1283,7 +1455,7 @@ def _over_row(number, n, way, merge, part, args):
             results = merge(results, results_of(room, k))
         return results
 
-    return by_blocks if len(way) == 2 else at_once
+    return by_blocks if len(way) == 3 else at_once
 
 
 @overload(each_block, jit_options=_inlined)
@@ -1301,7 +1473,7 @@ def _each_block(number, n, way, part, args):
             k = take_block(room)
         wait_for_blocks(room, count)
 
-    return by_blocks if len(way) == 2 else at_once
+    return by_blocks if len(way) == 3 else at_once
 
 
 # --- what the operations share ------------------------------------------------------------------------------------
@@ -1511,6 +1683,12 @@ def _cached(**options: Any) -> Callable[[Any], Any]:
 kernel = _cached()
 
 
+def in_blocks(function: Any) -> Any:
+    """Mark a kernel that can compute long rows block by block."""
+    function.in_blocks = True
+    return function
+
+
 @helper
 def softmax_part(start, stop, way, to, f, f_lo, unit, ok, special):
     """Divide terms by their sum, whose reciprocal is ``f + f_lo``."""
@@ -1520,6 +1698,7 @@ def softmax_part(start, stop, way, to, f, f_lo, unit, ok, special):
         store(to, k, stop - k, only(ok, smaller(1.0, fma(e, f, e * f_lo) * unit), special, way))
 
 
+@in_blocks
 @kernel
 def softmax(x, y, c, first, last, scale, empty, ways):
     """``y = exp(scale x - lse(scale x))``."""
@@ -1529,7 +1708,7 @@ def softmax(x, y, c, first, last, scale, empty, ways):
     n = c * step
     constants = exp_constants(px, scale)
     unit = unscale(px)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = out_row(py, r, c, tile, way)
@@ -1563,6 +1742,7 @@ def log_softmax_part(start, stop, way, p, to, m, scale, minus_log, minus_log_lo,
         store(to, k, stop - k, only(ok, spread(p, z), special, way))
 
 
+@in_blocks
 @kernel
 def log_softmax(x, y, c, first, last, scale, empty, ways):
     """``y = scale x - lse(scale x)``."""
@@ -1571,7 +1751,7 @@ def log_softmax(x, y, c, first, last, scale, empty, ways):
     step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = out_row(py, r, c, tile, way)
@@ -1589,6 +1769,7 @@ def log_softmax(x, y, c, first, last, scale, empty, ways):
         close_row(py, r, last - r, c, tile, way)
 
 
+@in_blocks
 @kernel
 def logsumexp(x, s, c, first, last, scale, ways):
     """``s = log sum_c exp(scale x_c)``."""
@@ -1597,7 +1778,7 @@ def logsumexp(x, s, c, first, last, scale, ways):
     step = rows_at_once(px, ways)
     n = c * step
     constants = exp_constants(px, scale)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         m, ok = checked_max(a, n, way)
@@ -1640,6 +1821,7 @@ def weighted_part(start, stop, way, p, factors, constants, frame, damp):
     return hi, lo, fold_sum(p, infinite, nothing(p), way)[0], 0.0, 0.0
 
 
+@in_blocks
 @kernel
 def logsumexp_weighted(x, b, s, sign, c, first, last, scale, ways):
     """``total = sum_c b_c exp(scale x_c)``; ``s = log |total|`` and ``sign = sgn(total)``."""
@@ -1650,7 +1832,7 @@ def logsumexp_weighted(x, b, s, sign, c, first, last, scale, ways):
     constants = exp_constants(px, scale)
     # Terms are at most 2**OFFSET: this makes room for large factors, and k for small ones in the logarithm.
     damp, k_shift = (1.0, 0.0) if is_single(px) else (2.0**-256, 256.0)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         f = open_row(pb, r, last - r, c, factors, way)
@@ -1773,6 +1955,7 @@ def softmax_jvp_part(start, stop, way, p, t, to, ref, centre, centre_lo, scale):
         store(to, k, stop - k, spread(p, select(w == 0.0, nothing(p), z)))
 
 
+@in_blocks
 @kernel
 def softmax_jvp(p, t, y, c, first, last, scale, ways):
     """``y = scale p (t - <p, t>)``."""
@@ -1781,7 +1964,7 @@ def softmax_jvp(p, t, y, c, first, last, scale, ways):
     step = rows_at_once(pp, ways)
     n = c * step
     constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
@@ -1804,6 +1987,7 @@ def log_softmax_jvp_part(start, stop, way, p, t, to, ref, centre, centre_lo, sca
         store(to, k, stop - k, spread(p, select(dead, nothing(p), z)))
 
 
+@in_blocks
 @kernel
 def log_softmax_jvp(logp, t, y, c, first, last, scale, ways):
     """``y = scale (t - <p, t>)`` with ``p = exp(logp)``."""
@@ -1812,7 +1996,7 @@ def log_softmax_jvp(logp, t, y, c, first, last, scale, ways):
     step = rows_at_once(pp, ways)
     n = c * step
     constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
@@ -1846,6 +2030,7 @@ def log_softmax_vjp_part(start, stop, way, p, g, to, constants, frame, minus_tot
         store(to, k, stop - k, spread(p, select(widen(v) == -math.inf, nothing(p), z)))
 
 
+@in_blocks
 @kernel
 def log_softmax_vjp(logp, g, y, c, first, last, scale, ways):
     """``y = scale (g - p sum(g))`` with ``p = exp(logp)``."""
@@ -1854,7 +2039,7 @@ def log_softmax_vjp(logp, g, y, c, first, last, scale, ways):
     step = rows_at_once(pp, ways)
     n = c * step
     constants, frame = exp_constants(pp, 1.0), plain_frame(pp)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pg, r, last - r, c, other, way)
@@ -1877,6 +2062,7 @@ def product_part(start, stop, way, p, t):
     return dot, dot_lo, 0.0, 0.0, 0.0
 
 
+@in_blocks
 @kernel
 def logsumexp_jvp(p, t, s, c, first, last, scale, ways):
     """``s = scale <p, t>``."""
@@ -1884,7 +2070,7 @@ def logsumexp_jvp(p, t, s, c, first, last, scale, ways):
     tile, other = scratch(pp), scratch(pp)
     step = rows_at_once(pp, ways)
     n = c * step
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
@@ -1900,6 +2086,7 @@ def multiples_part(start, stop, way, p, to, f, f_lo):
         store(to, k, stop - k, spread(p, select(w == 0.0, nothing(p), fma(w, f, w * f_lo))))
 
 
+@in_blocks
 @kernel
 def logsumexp_vjp(p, g, g_all, y, c, first, last, scale, ways):
     """``y = scale g p``."""
@@ -1907,7 +2094,7 @@ def logsumexp_vjp(p, g, g_all, y, c, first, last, scale, ways):
     tile = scratch(pp)
     step = rows_at_once(pp, ways)
     n = c * step
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(pp, r, last - r, c, tile, way)
         to = out_row(py, r, c, tile, way)
@@ -2069,7 +2256,7 @@ def index_rows(
     constants = exp_constants(px, scale)
     ignored_label = int(ignore)
     weight_stride = 1 if w.size > 1 else 0
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         label = labels(px, py, r, last - r, way)
         valid = label != ignored_label
@@ -2137,6 +2324,7 @@ def index_rows(
             close_row(pdx, r, last - r, c, tile, way)
 
 
+@in_blocks
 @kernel
 def cross_entropy_index(
     x, y, w, v, v_all, loss, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
@@ -2147,6 +2335,7 @@ def cross_entropy_index(
     )
 
 
+@in_blocks
 @kernel
 def cross_entropy_index_grad(
     x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
@@ -2230,7 +2419,7 @@ def probs_rows(
     smoothing = pw, w.size, keep, spread_, plain
     # Where the gradient takes the place of the targets, the terms have none: they are computed twice.
     kept = gradient and not same(pdx, pt)
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)
@@ -2264,12 +2453,14 @@ def probs_rows(
             close_row(pdx, r, last - r, c, tile, way)
 
 
+@in_blocks
 @kernel
 def cross_entropy_probs(x, t, w, v, v_all, loss, c, first, last, scale, empty, keep, spread_, zloss, way):
     """Loss against probabilities."""
     probs_rows(x, t, w, v, v_all, v, v_all, loss, x, c, first, last, scale, empty, keep, spread_, zloss, way, False)
 
 
+@in_blocks
 @kernel
 def cross_entropy_probs_grad(
     x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, way
@@ -2291,6 +2482,7 @@ def total_part(start, stop, way, p):
     return hi, lo, 0.0, 0.0, 0.0
 
 
+@in_blocks
 @kernel
 def total(x, s, c, first, last, ways):
     """``s = sum_c x_c``."""
@@ -2298,7 +2490,7 @@ def total(x, s, c, first, last, ways):
     tile = scratch(px)
     step = rows_at_once(px, ways)
     n = c * step
-    for r in range(first, last, step):
+    for r in rows_of(first, last, step, ways):
         way = row_way(ways, r)
         a = open_row(px, r, last - r, c, tile, way)
         hi, lo, _, _, _ = over_row(TERMS, n, way, added, total_part, (a,))
@@ -2314,112 +2506,112 @@ in_parallel = _cached(parallel=True)
 
 
 @in_parallel
-def softmax_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        softmax(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def softmax_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        softmax(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        log_softmax(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def log_softmax_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        log_softmax(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        logsumexp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def logsumexp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        logsumexp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_weighted_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        logsumexp_weighted(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def logsumexp_weighted_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        logsumexp_weighted(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def softmax_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        softmax_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def softmax_jvp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        softmax_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        log_softmax_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def log_softmax_jvp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        log_softmax_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_vjp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        log_softmax_vjp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def log_softmax_vjp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        log_softmax_vjp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_jvp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        logsumexp_jvp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def logsumexp_jvp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        logsumexp_jvp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def logsumexp_vjp_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        logsumexp_vjp(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def logsumexp_vjp_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        logsumexp_vjp(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def softmax_jacobian_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        softmax_jacobian(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def softmax_jacobian_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        softmax_jacobian(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def log_softmax_jacobian_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        log_softmax_jacobian(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def log_softmax_jacobian_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        log_softmax_jacobian(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_index_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        cross_entropy_index(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def cross_entropy_index_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        cross_entropy_index(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_index_grad_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        cross_entropy_index_grad(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def cross_entropy_index_grad_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        cross_entropy_index_grad(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_probs_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        cross_entropy_probs(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def cross_entropy_probs_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        cross_entropy_probs(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def cross_entropy_probs_grad_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        cross_entropy_probs_grad(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def cross_entropy_probs_grad_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        cross_entropy_probs_grad(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)
 
 
 @in_parallel
-def total_parallel(operands, c, rows, tasks, stride, chunk, params, way):
-    """Compute chunks of rows, or all threads all rows, on several threads."""
-    for k in prange(tasks):
-        total(*operands, c, k * stride, min(k * stride + chunk, rows), *params, way)
+def total_parallel(operands, c, rows, chunk, params, way):
+    """Compute chunks of rows on several threads."""
+    for k in prange(-(-rows // chunk)):
+        total(*operands, c, k * chunk, min((k + 1) * chunk, rows), *params, way)

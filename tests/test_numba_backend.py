@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from isolated import prints
 
+import fastsoftmax as fs
 from fastsoftmax import _backends, _numba
-from fastsoftmax._ops import OPS
+from fastsoftmax._ops import OPS, SQUARE
 
 needs_numba = pytest.mark.skipif(_numba.why_not() is not None, reason=str(_numba.why_not()))
 
@@ -154,6 +155,25 @@ def test_threads_do_not_show(name: str, classes: int, monkeypatch: pytest.Monkey
         for a, b in zip(parallel, serial, strict=True):
             assert_same_bits(a, b, name)
     assert len(launched) == 2
+
+
+@needs_numba
+@pytest.mark.parametrize("name", [op.name for op in OPS.values() if op.ins[0][0] in ("x", "p", "logp")])
+def test_long_rows_at_the_edges(name: str) -> None:
+    """Rows that are computed in blocks, by two threads: what is odd in one block is known in all."""
+    from cases import Case
+    from checks import conforms
+
+    op = OPS[name]
+    if any(kind == SQUARE for _, kind in op.outs):
+        pytest.skip("a matrix of such rows is too large")
+    families = ("nan-middle", "-inf-all", "-inf-middle", "+inf-middle", "+inf-and-nan", "dominating+30", "many--inf")
+    every = ("smoothing", "zloss", "weights", "vectors") if "keep" in op.params else ()
+    cases = [Case(family, 2, 70_001) for family in families] + [Case(family, 1, 140_003, every) for family in families]
+    with _backends.use_backend("numba"), fs.num_threads(2):
+        for case in cases:
+            if case.applies(op):
+                conforms(op, np.dtype(np.float32), case)
 
 
 @needs_numba
