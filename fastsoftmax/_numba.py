@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 
 from ._backends import Kernel
-from ._ops import ONE, OPS, SQUARE, Array
+from ._ops import ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
-# logarithms, a division) is worth the transposition up to some 256 classes of float32 and 128 of float64, but it
-# makes a single row dearer; and rows without an exponential to compute cost little by themselves.
-FEW = {np.dtype(np.float32): 256, np.dtype(np.float64): 128}
+# logarithms, a division) is worth the transposition of 256 float32 classes (a logsumexp of 100000 x 200 took 4.8 ms
+# across and 7.4 along), but not that of results, too (a softmax 9.9 and 7.1); and rows without an exponential to
+# compute cost little by themselves.
+FEW = {np.dtype(np.float32): 128, np.dtype(np.float64): 128}
+FEW_READ = {np.dtype(np.float32): 256, np.dtype(np.float64): 128}
 FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 16}
 
 # With the cores idle, two threads break even at 2**15 elements (a softmax of 32 x 1000 took 18 us on one and 17 us on
@@ -165,7 +167,9 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     serial: Callable[..., None] = getattr(_kernels, op)
     parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
     along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
-    few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
+    writes = any(kind == ROW for _, kind in row.outs)
+    limits = FEW_SAVED if row.ins[0][0] != "x" else FEW if writes else FEW_READ
+    few = min(limits[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
     long = _kernels.LONG  # type: ignore[union-attr]
     in_blocks = getattr(serial, "in_blocks", False)
     square = any(kind == SQUARE for _, kind in row.outs)
