@@ -38,7 +38,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, prange, types
+from llvmlite.binding import get_host_cpu_features
+from numba import config, njit, prange, types
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
 
 from ._ops import UNIT_SUM_BAND
@@ -582,14 +583,19 @@ def store(typingctx, pointer, at, left, value):
 
 # --- 16-bit floats ------------------------------------------------------------------------------------------------
 #
-# On their bits, for LLVM knows neither type on every processor.
+# On their bits, but where the processor converts float16: LLVM would call a library for the others.  Its conversion of
+# bfloat16 takes subnormal numbers for 0.
+
+CONVERTS_HALF = not (config.CPU_NAME or config.CPU_FEATURES) and get_host_cpu_features().get("f16c", False)
 
 
 def _expanded(builder: Any, pointer: Any, v: Any) -> Any:
     """Convert a vector of a pointer's elements to the type in which they are computed."""
     if not _is_half(pointer):
         return v
-    words, floats = (ir.VectorType(t, v.type.count) for t in (I32, ir.FloatType()))
+    halves, words, floats = (ir.VectorType(t, v.type.count) for t in (ir.HalfType(), I32, ir.FloatType()))
+    if pointer.dtype == FLOAT16 and CONVERTS_HALF:
+        return builder.fpext(builder.bitcast(v, halves), floats)
 
     def constant(value: Any, kind: Any = words) -> Any:
         return ir.Constant(kind, [value] * v.type.count)
@@ -611,7 +617,9 @@ def _packed(builder: Any, pointer: Any, v: Any) -> Any:
     """Round a vector to the nearest of a pointer's elements, ties to even; the opposite of :func:`_expanded`."""
     if not _is_half(pointer):
         return v
-    words, floats = (ir.VectorType(t, v.type.count) for t in (I32, ir.FloatType()))
+    halves, words, floats = (ir.VectorType(t, v.type.count) for t in (ir.HalfType(), I32, ir.FloatType()))
+    if pointer.dtype == FLOAT16 and CONVERTS_HALF:
+        return builder.bitcast(builder.fptrunc(v, halves), ir.VectorType(ir.IntType(16), v.type.count))
 
     def constant(value: Any, kind: Any = words) -> Any:
         return ir.Constant(kind, [value] * v.type.count)
