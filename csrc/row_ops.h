@@ -187,19 +187,35 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     }
 }
 
-/* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel. */
+/* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room
+ * for the other roundings. */
+FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
+{
+#if FS_FLOAT
+    const VEC low = f_set1(-INFINITY);
+    VEC d = f_sub(x, p->m);
+    if (p->flag) /* scale is 1 */
+        return f_sub(f_sub(d, p->hi), p->lo);
+    return f_select(f_eq(d, low), low, f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
+#else
+    vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
+    if (!p->flag) {
+        vd z = d_mul(d, p->u);
+#if FS_FUSED
+        lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
+#else
+        lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
+#endif
+        d = z;
+    }
+    vd y = NAME(difference)(d, p->hi, &lost_log);
+    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), d);
+#endif
+}
+
 FS_INLINE void NAME(emit_log)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC m = p->m, log = p->hi, log_lo = p->lo;
-    if (p->flag) { /* scale is 1 */
-        EMIT(from, V(sub)(V(sub)(V(sub)(AT(p->x, 0), m), log), log_lo));
-    } else {
-        const VEC s = p->u, s_lo = p->v, low = V(set1)(-(REAL)INFINITY);
-        EMIT(from, ({
-                 VEC d = V(sub)(AT(p->x, 0), m);
-                 V(select)(V(eq)(d, low), low, V(fma)(d, s, V(fma)(d, s_lo, V(sub)(V(set1)(0), log))));
-             }));
-    }
+    EMIT(from, NAME(log_prob)(p, AT(p->x, 0)));
 }
 DEFINE_EMIT(emit_log)
 
@@ -249,7 +265,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
         double m[ROOM], s[ROOM];
         NAME(widen)(&G, G.m, m);
         for (ptrdiff_t o = 0; o < G.n; o += d_W)
-            d_store(s + o, NAME(plus_log)(&G, o, d_load(m + o), k.scale));
+            d_store(s + o, NAME(plus_log)(&G, o, d_load(m + o), d_set1(0), k.scale));
         if (__builtin_expect(G.special != 0, 0))
             for (ptrdiff_t r = 0; r < g; r++)
                 if (G.special >> r & 1)
@@ -262,7 +278,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
 static double NAME(one_plus_log)(const GROUP *G, double a, double scale)
 {
     double lane[d_W];
-    d_store(lane, NAME(plus_log)(G, 0, d_set1(a), scale));
+    d_store(lane, NAME(plus_log)(G, 0, d_set1(a), d_set1(0), scale));
     return lane[0];
 }
 
@@ -757,14 +773,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
             const vd zero = d_set1(0), log = d_load(G.log + o), f_w = d_load(wy + o);
             vd f = d_load(v + o);
             vd top = d_load(m + o), x = d_load(x_at + o), q = d_mul(d_set1(one_hot), f_w), other = zero;
-            vd nll = NAME(plus_log)(&G, o, d_sub(top, x), scale);
+            vd lost, gap = NAME(difference)(top, x, &lost), nll = NAME(plus_log)(&G, o, gap, lost, scale);
             vd value = d_mul(q, d_select(d_eq(q, zero), log, nll));
             if (spread != 0) {
                 other = d_mul(d_set1(spread), d_add(d_sub(d_load(weights + o), f_w), d_load(weights_lo + o)));
                 q = d_add(q, d_mul(d_set1(spread), f_w));
             }
             if (zloss != 0) {
-                vd lse = NAME(plus_log)(&G, o, top, scale);
+                vd lse = NAME(plus_log)(&G, o, top, zero, scale);
                 other = d_add(other, d_mul(d_set1(2 * zloss), lse));
             }
             d_store(loss + o, d_mul(value, f));
@@ -907,7 +923,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
         NAME(sum_rows)(&b, g, dot, low, cols);
         NAME(widen)(&G, G.m, m);
         for (ptrdiff_t o = 0; zloss != 0 && o < G.n; o += d_W)
-            d_store(lses + o, NAME(plus_log)(&G, o, d_load(m + o), scale));
+            d_store(lses + o, NAME(plus_log)(&G, o, d_load(m + o), d_set1(0), scale));
         for (ptrdiff_t r = 0; r < g; r++) {
             double lse = zloss != 0 ? lses[r] : 0, v = ONE(V_, i + r);
             wide value = (wide)sum_q[r] * G.log[r] + (wide)scale * dot[r] + (zloss != 0 ? (wide)zloss * lse * lse : 0);

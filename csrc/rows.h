@@ -192,6 +192,14 @@ FS_INLINE void NAME(acc_term)(ACC *s, VEC e)
 #endif
 }
 
+/* a - b, and what rounding took from it: none of a difference of floats. */
+FS_INLINE vd NAME(difference)(vd a, vd b, vd *lost)
+{
+    vd d = d_sub(a, b), back = d_sub(d, a);
+    *lost = FS_FLOAT ? d_set1(0) : d_sub(d_sub(a, d_sub(d, back)), d_add(b, back));
+    return d;
+}
+
 FS_INLINE void NAME(two_sum)(vd *hi, vd *lo, vd x)
 {
     vd t = d_add(*hi, x), back = d_sub(t, *hi);
@@ -235,8 +243,7 @@ FS_INLINE void NAME(acc_times_difference)(ACC *s, VEC x, VEC y, VEC z)
     s->a = d_add(s->a, d_mul(f_widen_lo(x), d_sub(f_widen_lo(y), f_widen_lo(z))));
     s->b = d_add(s->b, d_mul(f_widen_hi(x), d_sub(f_widen_hi(y), f_widen_hi(z))));
 #else
-    vd d = d_sub(y, z), back = d_sub(d, y);
-    vd lost = d_sub(d_sub(y, d_sub(d, back)), d_add(z, back));
+    vd lost, d = NAME(difference)(y, z, &lost);
     NAME(acc_product)(s, x, d);
     s->b = d_add(s->b, d_mul(x, lost));
 #endif
@@ -838,9 +845,9 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
     }
 }
 
-/* scale a + log of the rows from o on, rounded nearly once: the parts of the log are added one by one, since they can
+/* scale (a + a_lo) + log of the rows from o on, rounded nearly once: the parts of the log are added one by one, since they can
  * cancel scale a. */
-FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, double scale)
+FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, vd a_lo, double scale)
 {
     const vd high = d_load(G->log_hi + o), s = d_set1(scale);
     vd p = d_mul(a, s), t = d_add(p, high), back = d_sub(t, p);
@@ -850,7 +857,7 @@ FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, double scale)
 #else
     vd lost = scale == 1 ? d_set1(0) : d_product_error(a, s, p);
 #endif
-    vd sum = d_add(t, d_add(rest, d_add(lost, d_load(G->log_lo + o))));
+    vd sum = d_add(t, d_add(rest, d_add(d_fma(a_lo, s, lost), d_load(G->log_lo + o))));
     return d_select(d_lt(d_abs(p), d_set1(INFINITY)), sum, d_add(p, d_load(G->log + o)));
 }
 
