@@ -55,6 +55,7 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
     vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
-    *low = d_sub(f, d_sub(half, small));
+    vd most = d_sub(f, half);
+    *low = d_add(most, d_add(d_sub(d_sub(f, most), half), small));
     return d_mul(n, d_set1(LN2_HI_F64_NOFMA));
 }
