@@ -1,6 +1,6 @@
 """The Numba backend: its doors, and the care that Numba's threads need.
 
-The kernels are in :mod:`fastsoftmax._numba_kernels`, which imports Numba and is imported when first asked for.
+The kernels are in the modules that ``MODULES`` names, which import Numba and are imported when first asked for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from ._ops import ONE, OPS, SQUARE, Array
 name = "numba"
 strided = False
 
+# Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
+MODULES = ("_numba_kernels",)
+
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition up to some 256 classes of float32 and 128 of float64, but it
 # makes a single row dearer; and rows without an exponential to compute cost little by themselves.
@@ -32,19 +35,19 @@ FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 16}
 # two, 128 x 1000 took 65 and 41); with busy cores Numba's threads wait for each other much longer.
 PARALLEL_ELEMENTS = 1 << 17
 
-_kernels: ModuleType | None = None
+_kernels: tuple[ModuleType, ...] = ()
 _reason: str | None = None
 
 
 def _import() -> str | None:
     """Import the kernels, or return why that is impossible."""
     global _kernels, _reason
-    if _kernels is None and _reason is None:
+    if not _kernels and _reason is None:
         if importlib.util.find_spec("numba") is None:
             _reason = 'numba is not installed; get it with: pip install "fastsoftmax[numba]"'
         else:
             try:
-                _kernels = importlib.import_module("._numba_kernels", __package__)
+                _kernels = tuple(importlib.import_module(f".{module}", __package__) for module in MODULES)
             except Exception as error:  # an incompatible Numba raises whatever it likes
                 _reason = (
                     f"numba is installed but cannot be imported: {type(error).__name__}: {error}; "
@@ -96,7 +99,7 @@ def _layer() -> str | None:
 def _after_fork() -> None:
     """Note, in a forked child, that the parent's threads are not here."""
     global _serial
-    if _kernels is not None and _layer() is not None:
+    if _kernels and _layer() is not None:
         _serial = True
 
 
@@ -155,10 +158,12 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     if reason is not None:
         raise ImportError(reason)
     row = OPS[op]
-    serial: Callable[..., None] = getattr(_kernels, op)
-    parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
-    along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
-    few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
+    vocabulary = _kernels[0]
+    home = next((module for module in _kernels if hasattr(module, op)), vocabulary)
+    serial: Callable[..., None] = getattr(home, op)
+    parallel: Callable[..., None] = getattr(home, f"{op}_parallel")
+    along, across = vocabulary.ALONG, vocabulary.ACROSS
+    few = min((FEW if row.ins[0][0] == "x" else FEW_SAVED)[dtype], vocabulary.MAX_FEW)
     if any(kind == SQUARE for _, kind in row.outs):
         few = 0
     lanes = 64 // dtype.itemsize
