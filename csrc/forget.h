@@ -61,5 +61,4 @@
 #undef VEC
 #undef W
 #undef WEIGHTED
-#undef WEIGHTS_AT
 #undef wide

@@ -22,6 +22,14 @@
     X(cross_entropy_index_grad, COLUMNS_MAX)                                                                          \
     X(cross_entropy_probs, COLUMNS_MAX)                                                                               \
     X(cross_entropy_probs_grad, COLUMNS_MAX / 2)                                                                      \
+    X(entropy, COLUMNS_MAX)                                                                                           \
+    X(entropy_grad, COLUMNS_MAX)                                                                                      \
+    X(kl_divergence, COLUMNS_MAX / 2)                                                                                 \
+    X(kl_divergence_grad, COLUMNS_MAX / 2)                                                                            \
+    X(binary_cross_entropy, COLUMNS_MAX)                                                                              \
+    X(binary_cross_entropy_grad, COLUMNS_MAX)                                                                         \
+    X(binary_cross_entropy_sum, COLUMNS_MAX)                                                                          \
+    X(binary_cross_entropy_sum_grad, COLUMNS_MAX)                                                                     \
     X(total, COLUMNS_MAX)
 #endif
 
@@ -652,28 +660,31 @@ FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int cols)
 
 enum { NAME(SCALE), NAME(EMPTY), NAME(KEEP), NAME(SPREAD), NAME(ZLOSS), NAME(IGNORE) };
 
-/* Class weights from j on, 1 if there are none; 0 beyond the row. */
-#define WEIGHTS_AT(w) ((w) ? CLASS_AT(w, 0) : whole ? one : NAME(ones_head)(rest))
-FS_INLINE VEC NAME(ones_head)(ptrdiff_t n)
+FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    REAL ones[W];
-    V(store)(ones, V(set1)(1));
-    return V(load_head)(ones, n, V(set1)(0));
+    const REAL *x = p->x + from;
+    ACC a = NAME(acc_zero)();
+    EACH_VECTOR(cols, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
+    s[0] = NAME(acc_done)(a, 0);
+    s[1] = s[0];
 }
+DEFINE_SUMS(plain_sums)
 
-/* sum w and sum w (m - x): what smoothing adds to a loss. */
+/* sum w (m - x): what smoothing adds to a loss. */
 FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    const VEC zero = V(set1)(0), one = V(set1)(1), m = p->m;
+    const VEC zero = V(set1)(0), m = p->m;
     const REAL *x = p->x + from, *w = p->w ? p->w + from : NULL;
-    ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
-    EVERYWHERE({
-        VEC q = WEIGHTS_AT(w), d = V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0)));
-        NAME(acc_any)(&a, q);
-        NAME(acc_product)(&b, q, d);
-    });
+    ACC a = NAME(acc_zero)();
+    if (w)
+        EVERYWHERE({
+            VEC q = CLASS_AT(w, 0);
+            NAME(acc_product)(&a, q, V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0))));
+        });
+    else
+        EVERYWHERE(NAME(acc_any)(&a, V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m))));
     s[0] = NAME(acc_done)(a, 0);
-    s[1] = NAME(acc_done)(b, 0);
+    s[1] = s[0];
 }
 DEFINE_SUMS(spread_sums)
 
@@ -715,12 +726,19 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
     double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
     for (int r = 0; r < ROOM; r++)
         wy[r] = v[r] = up[r] = 1;
+    double weights = (double)t->c, weights_lo = 0; /* their sum, the same for every row */
+    if (spread != 0 && w) {
+        PASS p = {.t = t, .c = t->c, .x = w};
+        ACC sum, same;
+        NAME(plain_sums_all)(&p, &sum, &same, 0);
+        NAME(sum_one)(sum, &weights, &weights_lo);
+    }
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
-        double weights[ROOM], weights_lo[ROOM], spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
+        double spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
         uint64_t ignored = 0;
         for (ptrdiff_t r = 0; r < g; r++) {
             int64_t y = LABEL(LABELS, i + r);
@@ -736,14 +754,13 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
         if (gradient)
             NAME(ones)(t, G_GRAD, i, g, up);
         if (spread != 0) {
-            SUMS a, b;
+            SUMS a, same;
             double low[ROOM];
             FOR_PASSES(r, g) {
                 PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .m = LANES(G.m, r)};
-                NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
+                NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &same.of[SLOT(r)], cols);
             }
-            NAME(sum_rows)(&a, g, weights, weights_lo, cols);
-            NAME(sum_rows)(&b, g, spreads, low, cols);
+            NAME(sum_rows)(&a, g, spreads, low, cols);
         }
         NAME(widen)(&G, G.m, m);
         NAME(widen)(&G, at, x_at);
@@ -760,7 +777,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
             vd nll = NAME(plus_log)(&G, o, d_sub(top, x), scale);
             vd value = d_mul(q, d_select(d_eq(q, zero), log, nll));
             if (spread != 0) {
-                other = d_mul(d_set1(spread), d_add(d_sub(d_load(weights + o), f_w), d_load(weights_lo + o)));
+                other = d_mul(d_set1(spread), d_add(d_sub(d_set1(weights), f_w), d_set1(weights_lo)));
                 q = d_add(q, d_mul(d_set1(spread), f_w));
             }
             if (zloss != 0) {
@@ -786,7 +803,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
             wide log = (wide)G.log_hi[r] + G.log_lo[r], top = (wide)m[r] * scale, lse = top + log, q = one_hot * wy[r];
             wide value = q == 0 ? 0 * log : q * (((wide)m[r] - x_at[r]) * scale + log);
             if (spread != 0)
-                value += spread * ((wide)scale * spreads[r] + (wide)weights[r] * log);
+                value += spread * ((wide)scale * spreads[r] + (wide)weights * log);
             if (zloss != 0)
                 value += zloss * lse * lse;
             loss[r] = (double)(value * v[r]);
@@ -954,16 +971,6 @@ FS_INLINE void NAME(cross_entropy_probs_grad_rows)(const fs_tile *t, const int c
 
 /* --- internal ----------------------------------------------------------------------------------------------------------- */
 
-FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
-{
-    const REAL *x = p->x + from;
-    ACC a = NAME(acc_zero)();
-    EACH_VECTOR(cols, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
-    s[0] = NAME(acc_done)(a, 0);
-    s[1] = s[0];
-}
-DEFINE_SUMS(plain_sums)
-
 FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
@@ -977,6 +984,8 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
         ONE(S, i) = (REAL)(hi + lo);
     }
 }
+
+#include "divergence_ops.h"
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 

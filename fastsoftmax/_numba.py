@@ -23,7 +23,7 @@ name = "numba"
 strided = False
 
 # Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
-MODULES = ("_numba_kernels",)
+MODULES = ("_numba_kernels", "_numba_divergences")
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition up to some 256 classes of float32 and 128 of float64, but it
