@@ -214,8 +214,8 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
         GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
-        double mass[ROOM], dot[ROOM], low[ROOM], complement[ROOM];
-        REAL log_hi[ROOM], log_lo[ROOM], hi[ROOM], lo[ROOM], all[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
+        double mass[ROOM], mass_lo[ROOM], dot[ROOM], low[ROOM], complement[ROOM];
+        REAL log_hi[ROOM], log_lo[ROOM], hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         for (ptrdiff_t r = 0; r < G.n; r++) {
             log_hi[r] = (REAL)G.log_hi[r];
             log_lo[r] = (REAL)G.log_lo[r];
@@ -225,7 +225,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
                       .hi = LANES(log_hi, r), .lo = LANES(log_lo, r), .next = g * t->step[T]};
             NAME(divergence_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
-        NAME(sum_rows)(&a, g, mass, low, cols);
+        NAME(sum_rows)(&a, g, mass, mass_lo, cols);
         NAME(sum_rows)(&b, g, dot, low, cols);
         for (ptrdiff_t r = 0; r < g; r++) {
             const double v = ONE(V_, i + r);
@@ -251,6 +251,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
             if (gradient) {
                 all[r] = (REAL)mass[r];
+                all_lo[r] = (REAL)((mass[r] - all[r]) + mass_lo[r]);
                 factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             }
         }
@@ -266,6 +267,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
             p.all = LANES(all, r);
+            p.all_lo = LANES(all_lo, r);
             p.factor = LANES(factor, r);
             p.q = LANES(not_top, r);
             NAME(emit_probs_all)(&p, cols);
@@ -290,7 +292,7 @@ typedef struct {
     const EXPK *k;
     const REAL *x, *y, *w, *u, *g;
     REAL *loss, *dx;
-    REAL floor, positive, v, factor; /* v: multiplies losses that are not summed; factor: slopes */
+    REAL floor, positive, v, factor, factor_lo; /* v: multiplies losses that are not summed; factor: slopes */
     ptrdiff_t c;
 } BINARY;
 
@@ -360,7 +362,7 @@ FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, c
     if (gradient) {
         VEC factor = V(set1)(p->factor);
         if (p->w)
-            factor = V(mul)(w, factor);
+            factor = V(fma)(w, factor, V(mul)(w, V(set1)(p->factor_lo)));
         if (p->g)
             factor = V(mul)(g, factor);
         VEC slope = V(mul)(V(fnma)(right, e_up, V(mul)(against, up)), inverse);
@@ -428,7 +430,7 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
                             .g = gradient && !summed ? ROW(G_, i + r) : NULL,                                         \
                             .loss = summed ? NULL : ROW(LOSS, i + r), .dx = gradient ? ROW(DX, i + r) : NULL,         \
                             .floor = (REAL)(-DROP / scale), .positive = (REAL)t->params[1], .v = (REAL)v,             \
-                            .factor = (REAL)f};                                                                       \
+                            .factor = (REAL)f, .factor_lo = FS_FLOAT ? (REAL)(f - (REAL)f) : 0};                      \
                 if (t->c <= FS_BLOCK) {                                                                               \
                     NAME(binary_flat)(&p, 0, t->c, s, summed, gradient);                                              \
                 } else {                                                                                              \

@@ -879,7 +879,8 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
 }
 DEFINE_SUMS(probs_sums)
 
-/* factor ((all - q) p - q (1 - p)); hi, lo: 1 / sum; base of the scalars: m all, top-class complement in `q`. */
+/* factor ((all - q) p - q (1 - p)); hi, lo: 1 / sum; all, all_lo: the sum of the targets, of which a dominating target leaves
+ * little; the dominating class's complement in `q`. */
 FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
     const VEC hi = p->hi, lo = p->lo, u = p->u, v = p->v, one = V(set1)(1);
@@ -888,7 +889,7 @@ FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
              VEC q = NAME(smoothed)(p, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one, u, v);
              VEC e = NAME(mul2)(TERM_HERE, hi, lo);
              VEC not_e = V(select)(V(lt)(half, e), not_top, V(sub)(one, e));
-             V(mul)(factor, V(fnma)(q, not_e, V(mul)(V(sub)(all, q), e)));
+             V(mul)(factor, V(fnma)(q, not_e, V(mul)(V(add)(V(sub)(all, q), p->all_lo), e)));
          }));
 }
 DEFINE_EMIT(emit_probs)
@@ -912,15 +913,15 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
         GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
-        double sum_q[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
-        REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
+        double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
+        REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         FOR_PASSES(r, g) {
             PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
                       .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth,
                       .next_other = ROW(T, i + r + g)};
             NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
-        NAME(sum_rows)(&a, g, sum_q, low, cols);
+        NAME(sum_rows)(&a, g, sum_q, q_lo, cols);
         NAME(sum_rows)(&b, g, dot, low, cols);
         NAME(widen)(&G, G.m, m);
         for (ptrdiff_t o = 0; zloss != 0 && o < G.n; o += d_W)
@@ -937,7 +938,9 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
             }
             ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
             if (gradient) {
-                all[r] = (REAL)(sum_q[r] + 2 * zloss * lse);
+                double sum = sum_q[r] + 2 * zloss * lse;
+                all[r] = (REAL)sum;
+                all_lo[r] = (REAL)((FS_FLOAT ? sum - all[r] : 0) + (zloss == 0 ? q_lo[r] : 0));
                 factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             }
         }
@@ -957,6 +960,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
             p.v = V(set1)((REAL)spread);
             p.flag = smooth;
             p.all = LANES(all, r);
+            p.all_lo = LANES(all_lo, r);
             p.factor = LANES(factor, r);
             p.q = LANES(not_top, r);
             NAME(emit_probs_all)(&p, cols);

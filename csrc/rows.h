@@ -376,7 +376,7 @@ typedef struct {
      * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */
     const REAL *next_x, *next_other, *rows_y;
     VEC base, floor, top;
-    VEC hi, lo, m, u, v, q, all, factor;
+    VEC hi, lo, m, u, v, q, all, all_lo, factor;
     int flag;
 } NAME(pass);
 #define PASS NAME(pass)

@@ -84,6 +84,10 @@ class _Binary(_Call):
             self.dtype = _plan.computing_dtype(_plan.result_dtype(self.x, self.y))
         self.w = self._per_class("weight", weight)
         self.u = self._per_class("pos_weight", pos_weight)
+        if self.frame.c == 1:  # a number for the only class is a number for all elements
+            self.u = self.u if isinstance(self.u, float) else float(self.u[0])
+            if isinstance(self.rows, float) and not isinstance(self.w, float):
+                self.w = float(self.w[0])
 
     def _per_class(self, name: str, value: Any) -> Any:
         """Return a float, or a vector over the classes."""
@@ -97,8 +101,7 @@ class _Binary(_Call):
                 f"{name} has shape {a.shape}; expected ({self.frame.c},), one number per class, or a scalar"
             )
         with np.errstate(all="ignore"):
-            vector = np.ascontiguousarray(a.reshape(-1), self.dtype)
-        return float(vector[0]) if vector.size == 1 else vector
+            return np.ascontiguousarray(a.reshape(-1), self.dtype)
 
     def _counted(self) -> float:
         """Return how many elements count, each as often as its row's factor says."""
@@ -207,7 +210,7 @@ def entropy(
 
     Notes
     -----
-    Each row's entropy is within 2 ULP of the exact result, also near 0: it is computed as the sum of two terms that
+    Each row's entropy is within 3 ULP of the exact result, also near 0: it is computed as the sum of two terms that
     are not negative, ``log(sum(exp(d)))`` and ``-<p, d>`` with ``d`` the distance from the largest logit (written anew
     from the definition).  A row without an included class has entropy 0.
 

@@ -389,7 +389,7 @@ def _entropy(x: Array, scale: Any, empty: Any) -> tuple[Array, Array, Array]:
     return h[:, 0], p, d - mean
 
 
-@_op("x:(c) v:()", "loss:()", "scale empty", ulp=2, bytes_moved=1, public="entropy")
+@_op("x:(c) v:()", "loss:()", "scale empty", ulp=3, bytes_moved=1, public="entropy")
 def entropy(x: Array, v: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
     """``loss = -v sum_c p_c log p_c`` with ``p = softmax(scale x)``."""
     return (v * _entropy(x, scale, empty)[0],)
