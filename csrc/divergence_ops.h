@@ -33,10 +33,10 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
         for (; i + 2 * W <= c; i += 2 * W) {
             if (i % (2 * W * SETTLE) == 0)
                 NAME(acc_settle)(&a, &b, &kept);
-            for (ptrdiff_t o = 0; o < 2 * W * (ptrdiff_t)sizeof(REAL); o += 64) {
-                __builtin_prefetch((const char *)(x + i) + p->next + o, 0, 2);
+            for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL)) {
+                __builtin_prefetch(p->next_x + from + i + o, 0, 2);
                 if (save)
-                    __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
+                    __builtin_prefetch((const char *)(save + i + o) + AHEAD, 1);
             }
             MOMENT(a, u, V(load)(x + i), V(store)(save + i, e));
             MOMENT(b, v, V(load)(x + i + W), V(store)(save + i + W, e));
@@ -94,7 +94,7 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, gradient ? OF(DX, i, r) : NULL, i, r);
             p.save = p.y ? TERMS(p.y) : NULL;
-            p.next = g * t->step[X];
+            p.next_x = ROW(X, i + r + g);
             NAME(moment_sums_all)(&p, &sums.of[SLOT(r)], &moments.of[SLOT(r)], cols);
         }
         NAME(group_sums)(&G, &sums, g, cols);
@@ -188,7 +188,8 @@ FS_INLINE void NAME(divergence_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c,
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
     EVERYWHERE({
         VEC t_ = AT(t, 0);
-        FETCH_NEXT(t, j);
+        if (whole)
+            FETCH(p, from + j);
         NAME(acc_any)(&a, t_);
         NAME(acc_divergence)(&b, p, AT(x, 0), t_);
     });
@@ -211,7 +212,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         BRING(T, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double mass[ROOM], mass_lo[ROOM], dot[ROOM], low[ROOM], complement[ROOM];
@@ -222,7 +223,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
         }
         FOR_PASSES(r, g) {
             PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .m = LANES(G.m, r),
-                      .hi = LANES(log_hi, r), .lo = LANES(log_lo, r), .next = g * t->step[T]};
+                      .hi = LANES(log_hi, r), .lo = LANES(log_lo, r), .next_other = ROW(T, i + r + g)};
             NAME(divergence_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, mass, mass_lo, cols);
