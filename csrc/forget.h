@@ -7,6 +7,7 @@
 #undef AHEAD
 #undef ALIVE
 #undef AT
+#undef BINARY
 #undef BOOST
 #undef BRING
 #undef CENTRE
@@ -15,6 +16,7 @@
 #undef COLUMNS_GROUP
 #undef COLUMNS_MAX
 #undef COLUMNS_ROOM
+#undef DEFINE_BINARY
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
 #undef DEFINE_SUMS
@@ -32,19 +34,25 @@
 #undef FOR_PASSES
 #undef GROUP
 #undef GROUP_TERMS
+#undef HALF
 #undef HALVES
 #undef IS_EMPTY
 #undef IS_NAN
 #undef IS_PLUS_INF
 #undef LABEL
 #undef LANES
+#undef LATER
+#undef LOOP
+#undef LOWEST
 #undef MASK
+#undef MOMENT
 #undef OF
 #undef ONE
 #undef ONSET
 #undef PANELS
 #undef PASS
 #undef Q
+#undef RAISED
 #undef ROOM
 #undef ROW
 #undef ROWS_GROUP
@@ -61,5 +69,4 @@
 #undef VEC
 #undef W
 #undef WEIGHTED
-#undef WEIGHTS_AT
 #undef wide

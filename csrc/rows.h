@@ -234,8 +234,8 @@ FS_INLINE void NAME(acc_any)(ACC *s, VEC x)
 FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
 {
 #if FS_FLOAT
-    s->a = d_add(s->a, d_mul(f_widen_lo(x), f_widen_lo(y)));
-    s->b = d_add(s->b, d_mul(f_widen_hi(x), f_widen_hi(y)));
+    s->a = d_fma(f_widen_lo(x), f_widen_lo(y), s->a); /* a product of floats is exact in double */
+    s->b = d_fma(f_widen_hi(x), f_widen_hi(y), s->b);
 #else
     vd p = d_mul(x, y);
     NAME(two_sum)(&s->a, &s->b, p);
@@ -395,7 +395,7 @@ typedef struct {
      * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */
     const REAL *next_x, *next_other, *rows_y;
     VEC base, floor, top;
-    VEC hi, lo, m, u, v, q, all, factor;
+    VEC hi, lo, m, u, v, q, all, all_lo, factor;
     int flag;
 } NAME(pass);
 #define PASS NAME(pass)

@@ -117,6 +117,10 @@ FS_INLINE vd d_hi1(vd a, vd b) { return _mm256_unpackhi_pd(a, b); }
         STEP(1, a_[0], a_[1], out);                                                                                   \
     } while (0)
 
+FS_INLINE vf f_exponent(vf a)
+{
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
+}
 FS_INLINE vd d_exponent(vd a)
 {
     /* The biased exponent, moved into the mantissa of 2^52, minus 2^52 + 1023. */

@@ -98,7 +98,8 @@ FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
         STEP(2, b_[0], b_[1], out);                                                                                   \
     } while (0)
 
-/* Exponent of |a| as a double, and a's mantissa scaled into [1, 2). */
+/* Exponent of |a|. */
+FS_INLINE vf f_exponent(vf a) { return _mm512_getexp_ps(a); }
 FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }
 
 /* Two steps of Newton's: a division of 8 doubles keeps the divider busy for 16 cycles. */

@@ -108,6 +108,7 @@ FS_INLINE vd d_lo0(vd a, vd b) { return (vd){a[0], b[0]}; }
 FS_INLINE vd d_hi0(vd a, vd b) { return (vd){a[1], b[1]}; }
 #define d_TREE(STEP, T, v, out) STEP(0, v[0], v[1], out)
 
+FS_INLINE vf f_exponent(vf a) { return __builtin_convertvector(((mf)a >> 23) - 127, vf); }
 FS_INLINE vd d_exponent(vd a)
 {
     md e = (md)((md)a >> 52);

@@ -14,7 +14,7 @@ from fastsoftmax._ops import OPS, Op
 GENERATED = Path("api") / "generated"
 
 # The heading of the functions of a module; those of any other module come last.
-HEADINGS = {"_forward": "Forward", "_derivatives": "Derivatives", "_losses": "Losses"}
+HEADINGS = {"_forward": "Forward", "_derivatives": "Derivatives", "_losses": "Losses", "_divergences": "Losses"}
 OTHERS = "Backends, threads, introspection"
 
 KINDS = {

@@ -44,7 +44,48 @@ class ValueAndGrad(NamedTuple):
     grad: Any
 
 
-class _Loss:
+class Reduction:
+    """How the losses of rows become the result of a call, and its gradient theirs."""
+
+    frame: Frame
+    reduction: str
+    empty: float
+    loss_dtype: np.dtype[Any]
+
+    def upstream(self, grad_output: Any, divisor: float) -> Any:
+        """Return the gradient with respect to each row's loss."""
+        if grad_output is None:
+            upstream: Any = 1.0
+        elif self.reduction == "none":
+            upstream = _plan.per_row("grad_output", grad_output, self.frame)
+        else:
+            a = _plan.as_real("grad_output", grad_output)
+            if a.size != 1:
+                raise ValueError(
+                    f"grad_output has shape {a.shape}; expected a scalar with reduction={self.reduction!r}"
+                )
+            upstream = float(a.reshape(())[()])
+        if self.reduction != "mean":
+            return upstream
+        if divisor == 0:
+            return 0.0 if self.empty else np.nan
+        return upstream / divisor
+
+    def reduced(self, losses: Any, divisor: float) -> Any:
+        if self.reduction == "none":
+            return losses
+        losses = np.asarray(losses)
+        total = float(_plan.total(losses.reshape(-1))) if losses.size else 0.0
+        if self.reduction == "mean":
+            if divisor == 0:
+                total = 0.0 if self.empty else np.nan
+            else:
+                total /= divisor
+        with np.errstate(over="ignore"):
+            return self.loss_dtype.type(total)
+
+
+class _Loss(Reduction):
     """One call of a cross-entropy: arguments checked and brought into the table's terms, then run."""
 
     def __init__(
@@ -168,7 +209,7 @@ class _Loss:
             divisor = self._normaliser() if self.reduction == "mean" else 1.0
         if gradient:
             outs.append(Output("grad_out", grad_out, self.x.shape, self.natural, dtype_free=False))
-            ins.append(self._upstream(grad_output, divisor))
+            ins.append(self.upstream(grad_output, divisor))
         options: dict[str, Any] = {"where": self.mask, "softcap": self.softcap}
         if self.mask is not None and self.smoothing:
             op = op.replace("index", "probs")
@@ -179,39 +220,7 @@ class _Loss:
                 if gradient and not np.isfinite(ins[4]).all():
                     ins[4] = np.where(self.ignored, 0, ins[4])
         results = _plan.run(op, frame, ins, outs, params, self.dtype, **options)
-        return self._reduced(results[0], divisor), results[1] if gradient else None
-
-    def _upstream(self, grad_output: Any, divisor: float) -> Any:
-        """Return the gradient with respect to each row's loss."""
-        if grad_output is None:
-            upstream: Any = 1.0
-        elif self.reduction == "none":
-            upstream = _plan.per_row("grad_output", grad_output, self.frame)
-        else:
-            a = _plan.as_real("grad_output", grad_output)
-            if a.size != 1:
-                raise ValueError(
-                    f"grad_output has shape {a.shape}; expected a scalar with reduction={self.reduction!r}"
-                )
-            upstream = float(a.reshape(())[()])
-        if self.reduction != "mean":
-            return upstream
-        if divisor == 0:
-            return 0.0 if self.empty else np.nan
-        return upstream / divisor
-
-    def _reduced(self, losses: Any, divisor: float) -> Any:
-        if self.reduction == "none":
-            return losses
-        losses = np.asarray(losses)
-        total = float(_plan.total(losses.reshape(-1))) if losses.size else 0.0
-        if self.reduction == "mean":
-            if divisor == 0:
-                total = 0.0 if self.empty else np.nan
-            else:
-                total /= divisor
-        with np.errstate(over="ignore"):
-            return self.loss_dtype.type(total)
+        return self.reduced(results[0], divisor), results[1] if gradient else None
 
 
 def _quick(

@@ -15,8 +15,9 @@ CLASS     ``c``        one vector of ``c`` classes, shared by all rows
 SQUARE    ``(c,c)``    one matrix per row
 ========= ============ =====================================================================
 
-By convention a ROW input called ``x`` holds logits (the plan applies ``where`` and ``softcap`` to it) and a
-ROW output called ``dx`` a gradient with respect to them (the plan applies the chain rule's factor).
+By convention a ROW input called ``x`` holds logits (the plan applies ``where`` and ``softcap`` to it), a ROW input
+called ``y`` a label of each class for itself (the plan makes it 0 where ``where`` excludes the class) and a ROW output
+called ``dx`` a gradient with respect to the logits (the plan applies the chain rule's factor).
 
 ``definition`` is the executable mathematics, on arrays of rows in any floating dtype.  Evaluated in
 ``longdouble`` it is the tests' oracle; evaluated one precision up and rounded once it is the ``numpy``
@@ -367,6 +368,133 @@ def cross_entropy_probs_grad(
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against probabilities, and its gradient times g."""
     return _loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
+
+
+# --- divergences ------------------------------------------------------------------------------------------------
+
+
+def _entropy(x: Array, scale: Any, empty: Any) -> tuple[Array, Array, Array]:
+    """Return the entropy of each row, p, and ``log p + entropy`` without cancellation.
+
+    ``-sum p log p = log(sum exp d) - <p, d>`` with ``d = scale (x - max x)``: two terms that are not negative.
+    """
+    d, m, e, rest = _shifted(x, scale)
+    p = e / e.sum(-1, keepdims=True)
+    d = np.where(p == 0, 0, d)
+    mean = (p * d).sum(-1, keepdims=True)
+    broken = ~np.isfinite(m)
+    h, p = (np.where(broken, np.nan, a) for a in (np.log1p(rest) - mean, p))
+    if empty:
+        h, p = (np.where(m == -np.inf, 0, a) for a in (h, p))
+    return h[:, 0], p, d - mean
+
+
+@_op("x:(c) v:()", "loss:()", "scale empty", ulp=3, bytes_moved=1, public="entropy")
+def entropy(x: Array, v: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``loss = -v sum_c p_c log p_c`` with ``p = softmax(scale x)``."""
+    return (v * _entropy(x, scale, empty)[0],)
+
+
+@_op(
+    "x:(c) v:() g:()", "loss:() dx:(c)", "scale empty",
+    ulp=4, bytes_moved=2, public="entropy_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def entropy_grad(x: Array, v: Array, g: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """Entropy, and its gradient times g: ``dx = -scale v g p (log p + entropy)``."""
+    h, p, log_ratio = _entropy(x, scale, empty)
+    return v * h, np.where(p == 0, 0, -p * log_ratio) * (v * g)[:, None] * scale
+
+
+def _divergence(x: Array, t: Array, v: Array, scale: Any, empty: Any) -> Array:
+    """Return v sum t (log t - log p), summed term by term: near p = t the terms are small, their parts are not."""
+    d, m, _, rest = _shifted(x, scale)
+    log_ratio = (np.log(np.where(t == 0, 1, t)) - d) + np.log1p(rest)
+    if empty:
+        log_ratio = np.where(m == -np.inf, np.inf, log_ratio)
+        m = np.where(m == -np.inf, 0, m)
+    total = np.where(t == 0, 0, t * log_ratio).sum(-1)
+    return np.where(np.isfinite(m[:, 0]) & ~np.isnan(x).any(-1), v * total, np.nan)
+
+
+@_op("x:(c) t:(c) v:()", "loss:()", "scale empty", ulp=4, bytes_moved=2, public="kl_divergence", ulp_kind="term")
+def kl_divergence(x: Array, t: Array, v: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``loss = v sum_c t_c (log t_c - log p_c)`` with ``p = softmax(scale x)`` and ``0 log 0 = 0``."""
+    return (_divergence(x, t, v, scale, empty),)
+
+
+@_op(
+    "x:(c) t:(c) v:() g:()", "loss:() dx:(c)", "scale empty",
+    ulp=4, bytes_moved=3, public="kl_divergence_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def kl_divergence_grad(x: Array, t: Array, v: Array, g: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """Divergence, and its gradient times g: ``dx = scale v g (p sum(t) - t)``, as of a cross-entropy."""
+    return _divergence(x, t, v, scale, empty), _loss_grad(x, t, v, g, scale, 0, empty)[1]
+
+
+# --- binary cross-entropy ---------------------------------------------------------------------------------------
+#
+# Every class is a question of its own, with label y, positive weight u (times `positive`, the same for all) and z:
+#     loss = w v (u y softplus(-z) + (1 - y) softplus(z))
+#     dx = scale w v g ((1 - y) sigmoid(z) - u y sigmoid(-z))
+
+
+def _binary(
+    x: Array, y: Array, w: Array, u: Array, v: Array, scale: Any, positive: Any
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return the loss of each element and its derivative by ``scale x``; no part of either cancels for y in [0, 1]."""
+    z, lost = _product(x, scale)
+    a = np.abs(z)
+    e = np.exp(-a)
+    e = np.where(lost == 0, e, e - e * lost * np.sign(z))
+    no, yes = 1 - y, u * positive * y
+    against, right = np.where(z < 0, yes, no), np.where(z < 0, no, yes)
+    factor = w * v[:, None]
+    linear = np.where(against == 0, 0, against * a)
+    slope = np.where(z < 0, -1, 1) * (against - right * e) / (1 + e)
+    return factor * (linear + (no + yes) * np.log1p(e)), factor * slope
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:()", "loss:(c)", "scale positive",
+    ulp=4, bytes_moved=3, public="binary_cross_entropy", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy(
+    x: Array, y: Array, w: Array, u: Array, v: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """``loss_c = v w_c (u_c y_c softplus(-scale x_c) + (1 - y_c) softplus(scale x_c))``, of each element."""
+    return (_binary(x, y, w, u, v, scale, positive)[0],)
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:() g:(c)", "loss:(c) dx:(c)", "scale positive",
+    ulp=4, bytes_moved=5, public="binary_cross_entropy_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Loss of each element, and its derivative times g."""
+    loss, slope = _binary(x, y, w, u, v, scale, positive)
+    return loss, slope * g * scale
+
+
+@_op("x:(c) y:(c) w:c u:c v:()", "loss:()", "scale positive", ulp=4, bytes_moved=2, public="", ulp_kind="term")
+def binary_cross_entropy_sum(
+    x: Array, y: Array, w: Array, u: Array, v: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Sum of the losses of a row's elements."""
+    return (_binary(x, y, w, u, v, scale, positive)[0].sum(-1),)
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:() g:()", "loss:() dx:(c)", "scale positive",
+    ulp=4, bytes_moved=3, public="", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy_sum_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Sum of the losses of a row's elements, and its gradient times g."""
+    loss, slope = _binary(x, y, w, u, v, scale, positive)
+    return loss.sum(-1), slope * g[:, None] * scale
 
 
 # --- internal: reductions of per-row results ---------------------------------------------------------------------

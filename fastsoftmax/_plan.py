@@ -466,6 +466,8 @@ def _execute_staged(
                 if staging is not None and name == "x":
                     included = None if mask is None else mask[index].reshape(1, -1, c)
                     slope = _stage_logits(tile, included, staging)
+                elif name == "y" and included is not None:
+                    np.putmask(tile, ~included, 0)
                 tiles.append(tile)
             else:
                 flat = np.empty((1, part.size), np.int64 if kind == LABEL else dtype)

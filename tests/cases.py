@@ -171,6 +171,10 @@ def _kinds(op: Op) -> list[str]:
     return [kind for _, kind in op.ins]
 
 
+def _is_loss(op: Op) -> bool:
+    return op.outs[0][0] == "loss"
+
+
 # Which operations an option means something to.
 OPTIONS: dict[str, Callable[[Op], bool]] = {
     "scale=0.3": lambda op: "scale" in op.params,
@@ -180,9 +184,10 @@ OPTIONS: dict[str, Callable[[Op], bool]] = {
     "zloss": lambda op: "zloss" in op.params,
     "ignored": lambda op: "ignore" in op.params,
     "weights": lambda op: CLASS in _kinds(op),
-    "vectors": lambda op: ONE in _kinds(op) and "keep" in op.params,
-    "unnormalised": lambda op: ("t", ROW) in op.ins and "keep" in op.params,
-    "zero-targets": lambda op: ("t", ROW) in op.ins and "keep" in op.params,
+    "vectors": lambda op: ONE in _kinds(op) and _is_loss(op),
+    "unnormalised": lambda op: ("t", ROW) in op.ins and _is_loss(op),
+    "zero-targets": lambda op: ("t", ROW) in op.ins and _is_loss(op),
+    "positive": lambda op: "positive" in op.params,
     "p-coarse": lambda op: op.ins[0][0] in ("p", "logp"),
     "p-half": lambda op: op.ins[0][0] in ("p", "logp"),
 }
@@ -233,6 +238,7 @@ class Case:
             "spread": eps / self.classes,
             "zloss": 1e-3 if "zloss" in self.options else 0.0,
             "ignore": float(IGNORE),
+            "positive": 2.5 if "positive" in self.options else 1.0,
         }
         return {name: values[name] for name in op.params}
 
@@ -251,7 +257,7 @@ class Case:
         self, op: Op, name: str, kind: str, x: Array, first: Array, rng: np.random.Generator, dtype: np.dtype
     ) -> Any:
         r, c = x.shape
-        loss = "keep" in op.params
+        loss = _is_loss(op)
         if kind == LABEL:
             # Every other row is labelled with its most probable class, where p - 1 would cancel.
             return np.where(np.arange(r) % 2, rng.integers(c, size=r), np.argmax(x, axis=1)).astype(np.int64)
@@ -259,6 +265,10 @@ class Case:
             return rng.uniform(0.2, 3, c).astype(dtype) if "weights" in self.options else 1.0
         if kind == ONE:
             return 1.0 if loss and "vectors" not in self.options else rng.choice([-1, 0, 0.5, 1, 3], r).astype(dtype)
+        if loss and name == "g":
+            return rng.normal(size=(r, c)).astype(dtype)
+        if loss and name == "y":  # certain labels, and uncertain ones
+            return np.where(rng.random((r, c)) < 0.8, rng.random((r, c)) < 0.5, rng.random((r, c))).astype(dtype)
         if loss:
             t = rng.dirichlet(np.ones(c), r)
             t[:, rng.integers(c)] = 0

@@ -11,11 +11,11 @@ import numpy as np
 import fastsoftmax as fs
 from fastsoftmax._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Array, Op
 
-KEYWORDS = {"b": "b", "w": "weight", "v": "sample_weight"}
+KEYWORDS = {"b": "b", "w": "weight", "u": "pos_weight", "v": "sample_weight"}
 
 
 def is_loss(op: Op) -> bool:
-    return "keep" in op.params
+    return op.outs[0][0] == "loss"
 
 
 def faces() -> Iterator[tuple[str, Op]]:

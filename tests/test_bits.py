@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cases import Case
 from checks import assert_same_bits, compute, copies, out_shape
+from faces import is_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from rooms import Room
@@ -22,7 +23,7 @@ CLASSES = (3, 10, 17, 100, 515)
 
 
 def options(op: Op) -> tuple[str, ...]:
-    return ("weights", "vectors", "smoothing", "zloss") if "keep" in op.params else ()
+    return ("weights", "vectors", "smoothing", "zloss") if is_loss(op) else ()
 
 
 def rows_of(op: Op, ins: list[Any], rows: Any) -> list[Any]:
