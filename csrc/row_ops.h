@@ -204,7 +204,7 @@ FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
     VEC d = f_sub(x, p->m);
     if (p->flag) /* scale is 1 */
         return f_sub(f_sub(d, p->hi), p->lo);
-    return f_select(f_eq(d, low), low, f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
+    return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
     vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
     if (!p->flag) {
@@ -217,7 +217,7 @@ FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
         d = z;
     }
     vd y = NAME(difference)(d, p->hi, &lost_log);
-    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), d);
+    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
 #endif
 }
 
