@@ -1,11 +1,14 @@
 """The seam: the only file that knows which backends exist.
 
-A backend is a module of this package with the same five doors:
+A backend is a module of this package with the same six doors:
 
 ``name``
     What ``use_backend`` and ``FASTSOFTMAX_BACKEND`` call it.
 ``strided``
     Whether its kernels take operands with any strides; if not, the plan hands them contiguous rows only.
+``reads``
+    For each computing dtype, the names of the other dtypes in which its kernels read and write ROW and ONE operands as
+    they are, each operand in its own; the plan converts the rest.  Each result is rounded once.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
 ``quick(op, ins, outs, params)``
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
@@ -43,6 +46,7 @@ class Backend(Protocol):
 
     name: str
     strided: bool
+    reads: Mapping[np.dtype[Any], frozenset[str]]
 
     def why_not(self) -> str | None:
         """Return None if the backend can run, else the reason."""

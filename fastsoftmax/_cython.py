@@ -22,6 +22,7 @@ except ImportError as error:
 
 name = "cython"
 strided = True
+reads: dict[np.dtype[Any], frozenset[str]] = {}
 
 # Elements below which the engine uses one thread whatever it is allowed (WORTH_A_THREAD in csrc/engine.c).
 SERIAL = 8192

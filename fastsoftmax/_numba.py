@@ -22,6 +22,7 @@ from ._ops import ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
+reads: dict[np.dtype[Any], frozenset[str]] = {}
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition of 256 float32 classes (a logsumexp of 100000 x 200 took 4.8 ms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ class _Oracle:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Op, list[Array]]] = []
+        self.reads: Mapping[np.dtype[Any], frozenset[str]] = {}
 
     def why_not(self) -> str | None:
         """Return None: it can always run."""
