@@ -35,10 +35,41 @@ typedef struct {
     fs_kernel_fn *f32, *f64;
 } fs_kernel;
 
+/* Types of elements in memory. */
+typedef enum { FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64, FS_TYPES } fs_type;
+
+/* Load rows of c elements, which are s2 bytes apart from row to row and sc from class to class, into a tile whose rows are
+ * `step` bytes apart and hold floats or doubles; store them. */
+typedef void fs_load_fn(char *tile, ptrdiff_t step, const char *from, ptrdiff_t s2, ptrdiff_t sc, ptrdiff_t rows,
+                        ptrdiff_t c);
+typedef void fs_store_fn(char *to, ptrdiff_t s2, ptrdiff_t sc, const char *tile, ptrdiff_t step, ptrdiff_t rows,
+                         ptrdiff_t c);
+
+/* What happens to logits between their load and the kernel, and to their gradient after it.  Where the tile `mask` holds 0 a
+ * class is excluded; NULL excludes none. */
+typedef struct {
+    double factor; /* multiplies the logits */
+    int poison;    /* whether a row whose included logits are all -inf becomes NaN; one without included classes does not */
+} fs_option;
+typedef void fs_prepare_fn(char *tile, const char *mask, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t c, const fs_option *);
+typedef void fs_finish_fn(char *tile, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, ptrdiff_t rows, ptrdiff_t c,
+                          const fs_option *);
+
+/* How an instruction set stages tiles of floats (the first of two) or of doubles; NULL for types that it does not. */
+typedef struct {
+    fs_load_fn *load[FS_TYPES];
+    fs_store_fn *store[FS_TYPES];
+    fs_prepare_fn *prepare;
+    fs_finish_fn *finish;
+} fs_staging;
+
 extern const fs_kernel fs_kernels_baseline[];
+extern const fs_staging fs_staging_baseline[2];
 #if defined(__x86_64__)
 extern const fs_kernel fs_kernels_avx2[];
+extern const fs_staging fs_staging_avx2[2];
 extern const fs_kernel fs_kernels_avx512[];
+extern const fs_staging fs_staging_avx512[2];
 #endif
 
 #endif
