@@ -60,7 +60,7 @@ cdef extern from "engine.h":
         fs_operand mask
         int gradient
     ctypedef struct fs_sizes:
-        ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes
+        ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, stream_bytes
     fs_sizes fs_tuned
     int fs_run(const fs_call *call, int threads) nogil
     int fs_pool_size()
@@ -103,10 +103,11 @@ def tuned(**sizes):
     fs_tuned.run_bytes = sizes.get("run_bytes", fs_tuned.run_bytes)
     fs_tuned.tile_bytes = sizes.get("tile_bytes", fs_tuned.tile_bytes)
     fs_tuned.flat_bytes = sizes.get("flat_bytes", fs_tuned.flat_bytes)
+    fs_tuned.stream_bytes = sizes.get("stream_bytes", fs_tuned.stream_bytes)
     fs_spins = sizes.get("spins", fs_spins)
     return {
         "worth_a_thread": fs_tuned.worth_a_thread, "run_bytes": fs_tuned.run_bytes, "tile_bytes": fs_tuned.tile_bytes,
-        "flat_bytes": fs_tuned.flat_bytes, "spins": fs_spins,
+        "flat_bytes": fs_tuned.flat_bytes, "stream_bytes": fs_tuned.stream_bytes, "spins": fs_spins,
     }
 
 

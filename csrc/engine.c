@@ -15,6 +15,7 @@ fs_sizes fs_tuned = {
     .run_bytes = 1 << 18,
     .tile_bytes = 1 << 18,
     .flat_bytes = 1 << 15,
+    .stream_bytes = 1 << 25,
 };
 
 /* Fewer rows than this per thread, of at least this many blocks each, are split within the rows. */
@@ -90,7 +91,8 @@ static void move_block(void *context, ptrdiff_t b)
     ptrdiff_t from = b * m->block, n = m->c - from < m->block ? m->c - from : m->block;
     char *tile = m->tile + from * call->itemsize, *data = m->data + from * x->sc;
     if (m->store)
-        s->store[x->type](data, x->s2, x->sc, tile, m->step, m->rows, n);
+        s->store[x->type](data, x->s2, x->sc, tile, m->step, m->rows, n,
+                          call->n1 * call->n2 * call->c * SIZE[x->type] >= fs_tuned.stream_bytes);
     else
         s->load[x->type](tile, m->step, data, x->s2, x->sc, m->rows, n);
 }
@@ -138,8 +140,8 @@ static ptrdiff_t tile_step(const fs_job *job, const fs_operand *x)
     return x->kind == FS_ROW ? job->step : x->kind == FS_LABEL ? 8 : job->call->itemsize;
 }
 
-/* Compute rows [start, start + n). */
-static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t n, int split)
+/* Compute rows [start, start + n); those from `next` on will be the next. */
+static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t n, ptrdiff_t next, int split)
 {
     const fs_call *call = job->call;
     const fs_staging *staging = &call->staging[call->itemsize == 8];
@@ -168,6 +170,21 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
         }
         staging->prepare(s.tile.data[0], mask, job->step, n, call->c, &call->option);
     }
+    const fs_operand *x = &call->operand[0];
+    const ptrdiff_t size = SIZE[x->type], in_line = 64 / call->itemsize;
+    fs_fetch fetch = {.at = x->data + next * x->s2, .rows = in_line};
+    if (job->staged[0] && job->linear[0] && x->kind == FS_ROW && next < job->rows && split <= 1) {
+        if (x->sc == size) {
+            fetch.line = in_line * size;
+            fetch.row = x->s2;
+            fetch.group = in_line * x->s2;
+        } else {
+            fetch.line = in_line * x->sc;
+            fetch.row = x->sc;
+            fetch.group = in_line * x->s2;
+        }
+        s.tile.fetch = &fetch;
+    }
     call->kernel(&s.tile);
     if (call->options && call->gradient >= 0)
         staging->finish(s.tile.data[call->gradient], s.tile.step[call->gradient], mask, job->step, n, call->c,
@@ -184,14 +201,15 @@ static void pull_runs(void *context, int worker)
 {
     fs_job *job = context;
     char *memory = job->memory + worker * job->per_worker;
-    for (ptrdiff_t start; (start = atomic_fetch_add(&job->next, job->run)) < job->rows + job->shift;) {
-        ptrdiff_t end = at_most(job->rows, start - job->shift + job->run);
-        start = at_least(0, start - job->shift);
+    ptrdiff_t mine = atomic_fetch_add(&job->next, job->run), following;
+    for (; mine < job->rows + job->shift; mine = following) {
+        following = atomic_fetch_add(&job->next, job->run); /* known early, so that it can be fetched */
+        ptrdiff_t start = at_least(0, mine - job->shift), end = at_most(job->rows, mine - job->shift + job->run);
         while (start < end) {
             ptrdiff_t n = at_most(end - start, job->tile);
             if (job->segments)
                 n = at_most(n, job->call->n2 - start % job->call->n2);
-            run_tile(job, memory, start, n, 1);
+            run_tile(job, memory, start, n, start + n < end ? start + n : following - job->shift, 1);
             start += n;
         }
     }
@@ -305,7 +323,7 @@ int fs_run(const fs_call *given, int threads)
     }
     if (split)
         for (ptrdiff_t r = 0; r < rows; r += job.tile)
-            run_tile(&job, job.memory, r, at_most(job.tile, rows - r), threads);
+            run_tile(&job, job.memory, r, at_most(job.tile, rows - r), rows, threads);
     else
         fs_parallel(threads, pull_runs, &job);
     free(job.memory);

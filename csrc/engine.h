@@ -36,6 +36,7 @@ typedef struct {
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */
     ptrdiff_t tile_bytes;     /* of a tile whose rows are transposed */
     ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted or masked */
+    ptrdiff_t stream_bytes;   /* of an operand, from which what is staged is written past the caches */
 } fs_sizes;
 extern fs_sizes fs_tuned;
 

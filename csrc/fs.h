@@ -16,12 +16,26 @@ enum { FS_MAX_OPERANDS = 8, FS_MAX_PARAMS = 8 };
 typedef struct fs_tile fs_tile;
 typedef void fs_block_fn(void *context, ptrdiff_t block);
 
+/* What to fetch while a staged tile is computed: the logits of the next tile.  Row r of this one has its own lines of them,
+ * `line` bytes apart, one for each 64 bytes of the row. */
+typedef struct {
+    const char *at;
+    ptrdiff_t line, row, group, r, rows; /* bytes from row to row within a group of `rows`, from group to group; next row */
+} fs_fetch;
+
+FS_INLINE const char *fs_fetch_row(fs_fetch *f)
+{
+    ptrdiff_t r = f->r++;
+    return f->at + r % f->rows * f->row + r / f->rows * f->group;
+}
+
 /* What a kernel sees: n rows of c contiguous elements per operand, in the order of the table's inputs and outputs. */
 struct fs_tile {
     ptrdiff_t n, c;
     char *data[FS_MAX_OPERANDS];      /* the first row of each operand; NULL for a vector of classes that is all 1 */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
     const double *params;             /* in the table's order */
+    fs_fetch *fetch;                  /* NULL: the next rows stand after these */
     double *scratch;                  /* 4 doubles per block of a row */
     /* Run fn(context, b) for b in [0, n), in any order, possibly at the same time; return when all are done. */
     void (*for_blocks)(const fs_tile *, ptrdiff_t n, fs_block_fn *fn, void *context);
@@ -39,11 +53,11 @@ typedef struct {
 typedef enum { FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64, FS_TYPES } fs_type;
 
 /* Load rows of c elements, which are s2 bytes apart from row to row and sc from class to class, into a tile whose rows are
- * `step` bytes apart and hold floats or doubles; store them. */
+ * `step` bytes apart and hold floats or doubles; store them, past the caches if they are to be streamed. */
 typedef void fs_load_fn(char *tile, ptrdiff_t step, const char *from, ptrdiff_t s2, ptrdiff_t sc, ptrdiff_t rows,
                         ptrdiff_t c);
 typedef void fs_store_fn(char *to, ptrdiff_t s2, ptrdiff_t sc, const char *tile, ptrdiff_t step, ptrdiff_t rows,
-                         ptrdiff_t c);
+                         ptrdiff_t c, int stream);
 
 /* What happens to logits between their load and the kernel, and to their gradient after it.  Where the tile `mask` holds 0 a
  * class is excluded; NULL excludes none. */

@@ -182,3 +182,11 @@ FS_INLINE void d_to_float(float *p, vd v)
     p[1] = (float)v[1];
 }
 FS_INLINE vd d_from_bool(const uint8_t *p) { return (vd){p[0], p[1]}; }
+
+/* No stores past the caches in the portable vocabulary. */
+#define f_stream f_store
+#define d_stream d_store
+#define f_stream_half f_to_half
+#define f_stream_brain f_to_brain
+#define d_stream_float d_to_float
+#define FS_STREAMED() ((void)0)

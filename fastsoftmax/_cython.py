@@ -22,6 +22,7 @@ except ImportError as error:
 
 name = "cython"
 strided = True
+masks = True
 reads = {
     np.dtype(np.float32): frozenset(("float16", "bfloat16")),
     np.dtype(np.float64): frozenset(("float32",)),

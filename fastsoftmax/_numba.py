@@ -22,6 +22,7 @@ from ._ops import ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
+masks = False
 reads: dict[np.dtype[Any], frozenset[str]] = {}
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,

@@ -12,6 +12,7 @@ from ._ops import LABEL, ONE, OPS
 
 name = "numpy"
 strided = False
+masks = False
 reads: dict[np.dtype[Any], frozenset[str]] = {}
 
 # longdouble is float64 on some platforms (MSVC, 64-bit Arm macOS); the reference is less exact there.

@@ -330,18 +330,20 @@ def execute(
     values = tuple(params[p] for p in op.params)
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
-    if staging is None and all(
-        _ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)
-    ):
-        shape = _collapsed_shape(frame, op.ins + op.outs, views + targets, room.strided)
+    native = staging is None or (room.masks and staging.softcap is None and not staging.smoothing)
+    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
+        kinds, operands = op.ins + op.outs, views + targets
+        if where is not None:
+            kinds, operands = (*kinds, ("where", ROW)), [*operands, frame.rows(where)]
+        shape = _collapsed_shape(frame, kinds, operands, room.strided)
         if shape is not None:
-            n1, n2 = shape
-            kernel(
-                [_reshape(kind, a, n1, n2, frame.c) for (_, kind), a in zip(op.ins, views)],
-                [_reshape(kind, a, n1, n2, frame.c) for (_, kind), a in zip(op.outs, targets)],
-                values,
-                threads,
-            )
+            operands = [_reshape(kind, a, *shape, frame.c) for (_, kind), a in zip(kinds, operands)]
+            options: dict[str, Any] = {}
+            if staging is not None:
+                gradient = next((k for k, (name, _) in enumerate(op.outs) if name == "dx"), -1)
+                mask = None if where is None else operands.pop()
+                options = {"where": mask, "factor": staging.factor, "poison": staging.poison, "gradient": gradient}
+            kernel(operands[: len(op.ins)], operands[len(op.ins) :], values, threads, **options)
             return
     with np.errstate(all="ignore"):
         _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging)

@@ -34,6 +34,7 @@ class Saboteur:
     definition: Callable[..., Any] | None  # (honest definition, *operands, **params) -> results
     vandalise: Callable[..., Any] | None  # (honest kernel, ins, outs, params, threads)
     strided = True
+    masks = False
     reads = MappingProxyType({})
 
     def why_not(self) -> str | None:

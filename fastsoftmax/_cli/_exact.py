@@ -16,6 +16,7 @@ class _Oracle:
 
     name = "oracle"
     strided = False
+    masks = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[Op, list[Array]]] = []
