@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* On an Intel Xeon with 2 MiB of second-level cache, tiles from 2^17 to 2^19 bytes and flat ones from 2^14 to 2^17 differed by
+ * less than the noise; stores past the caches took a fifth off 60 million elements.  The other sizes are estimated. */
 fs_sizes fs_tuned = {
     .worth_a_thread = 8192,
     .run_bytes = 1 << 18,

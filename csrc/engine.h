@@ -30,7 +30,7 @@ typedef struct {
     int gradient;       /* the operand that holds the gradient, or -1 */
 } fs_call;
 
-/* Sizes that tools/tune_engine.py chooses by measurement, and that tests make small. */
+/* Sizes that tools/tune_engine.py measures, and that tests make small. */
 typedef struct {
     ptrdiff_t worth_a_thread; /* elements that keep a thread busy for longer than it takes to start it */
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */

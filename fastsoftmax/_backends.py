@@ -10,8 +10,8 @@ A backend is a module of this package with the same seven doors:
     For each computing dtype, the names of the other dtypes in which its kernels read and write ROW and ONE operands as
     they are, each operand in its own; the plan converts the rest.  Each result is rounded once.
 ``masks``
-    Whether its kernels take the options of logits: ``kernel(..., where=, factor=, poison=, gradient=)``.  The first input
-    is multiplied by the factor; classes where ``where``, a bool per element, is False are excluded (-inf); with
+    Whether its kernels take the options of logits, ``kernel(..., where=, factor=, poison=, gradient=)``.  The first
+    input is multiplied by the factor; classes where ``where``, a bool per element, is False are excluded (-inf); with
     ``poison`` a row whose included logits are all -inf is NaN.  The output of number ``gradient``, if not -1, is
     multiplied by the factor, too, and cleared where a class is excluded.  If not, the plan does it.
 ``why_not()``

@@ -1,6 +1,6 @@
 """What the engine stages: other axes, 16-bit floats, masks and signs, in tiles of any size.
 
-The reference is always the same room's result on contiguous rows of the computing dtype: staging must not show in a bit.
+The reference is the same room's result on contiguous rows of the computing dtype: staging must not show in a bit.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def test_rounding_to_every_16_bit_number(room: Room, narrow: np.dtype) -> None:
     x = np.arange(1 << 16, dtype=np.uint16).view(narrow).astype(F4)
     x = np.unique(x[np.isfinite(x)])
     ties = ((x[:-1].astype(F8) + x[1:]) / 2).astype(F4)
-    beyond = np.float32(2) * x[-1] - x[-2] / 2 - x[-1] / 2  # half a step above the largest
+    beyond = np.float32(2) * x[-1] - x[-2] / 2 - x[-1] / 2  # half a step up
     values = np.concatenate([x, ties, np.nextafter(ties, F4.type(np.inf)), np.nextafter(ties, F4.type(-np.inf)),
                              [beyond, np.nextafter(beyond, F4.type(0)), np.inf, -np.inf, np.nan]]).astype(F4)  # fmt: skip
     values = values[values != 0]
