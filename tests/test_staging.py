@@ -150,8 +150,10 @@ def test_rounding_to_every_16_bit_number(room: Room, narrow: np.dtype) -> None:
     x = np.unique(x[np.isfinite(x)])
     ties = ((x[:-1].astype(F8) + x[1:]) / 2).astype(F4)
     beyond = np.float32(2) * x[-1] - x[-2] / 2 - x[-1] / 2  # half a step up
-    values = np.concatenate([x, ties, np.nextafter(ties, F4.type(np.inf)), np.nextafter(ties, F4.type(-np.inf)),
-                             [beyond, np.nextafter(beyond, F4.type(0)), np.inf, -np.inf, np.nan]]).astype(F4)  # fmt: skip
+    values = np.concatenate([x, ties, np.nextafter(ties, F4.type(np.inf)),
+                             np.nextafter(ties, F4.type(-np.inf)),
+                             [beyond, np.nextafter(beyond, F4.type(0)), np.inf, -np.inf, np.nan],
+                             ]).astype(F4)  # fmt: skip
     values = values[values != 0]
     expected = values.astype(narrow)
     finite = np.isfinite(values)
