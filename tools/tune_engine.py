@@ -1,6 +1,6 @@
 """Measure the engine's sizes: run it on a quiet machine, and put what it finds into ``fs_tuned`` in csrc/engine.c.
 
-Candidates are timed in turns, on the calls that their size matters for.  Printed is the median time relative to the best
+Candidates are timed in turns, on calls that their size matters for.  Printed is the median time relative to the best
 candidate's, averaged over the calls.  Sizes are taken one after another, each with the best of those before.  Two sizes
 that differ by less than the noise are equally good: keep the one in the source.
 """
