@@ -475,11 +475,14 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
     ptrdiff_t i = 0;
     if (!cols) {
+        fs_fetch *fetch = c > 4 * W ? p->t->fetch : NULL;
+        const char *ahead = fetch ? fs_fetch_row(fetch) : (const char *)(p->next_x + from);
+        const ptrdiff_t line = fetch ? fetch->line : 64;
         for (; i + 4 * W <= c; i += 4 * W) {
             if (i % (4 * W * SETTLE) == 0)
                 NAME(acc_settle)(&s0, &s1, &kept);
-            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL))
-                __builtin_prefetch(p->next_x + from + i + o, 0, 2);
+            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += line)
+                __builtin_prefetch(ahead, 0, 2);
             VEC e0 = NAME(acc_exp)(&s0, k, V(load)(x + i), base, floor, top);
             VEC e1 = NAME(acc_exp)(&s1, k, V(load)(x + i + W), base, floor, top);
             VEC e2 = NAME(acc_exp)(&s0, k, V(load)(x + i + 2 * W), base, floor, top);

@@ -1,11 +1,19 @@
 """The seam: the only file that knows which backends exist.
 
-A backend is a module of this package with the same five doors:
+A backend is a module of this package with the same seven doors:
 
 ``name``
     What ``use_backend`` and ``FASTSOFTMAX_BACKEND`` call it.
 ``strided``
     Whether its kernels take operands with any strides; if not, the plan hands them contiguous rows only.
+``reads``
+    For each computing dtype, the names of the other dtypes in which its kernels read and write ROW and ONE operands as
+    they are, each operand in its own; the plan converts the rest.  Each result is rounded once.
+``masks``
+    Whether its kernels take the options of logits, ``kernel(..., where=, factor=, poison=, gradient=)``.  The first
+    input is multiplied by the factor; classes where ``where``, a bool per element, is False are excluded (-inf); with
+    ``poison`` a row whose included logits are all -inf is NaN.  The output of number ``gradient``, if not -1, is
+    multiplied by the factor, too, and cleared where a class is excluded.  If not, the plan does it.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
 ``quick(op, ins, outs, params)``
@@ -22,14 +30,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-Kernel = Callable[[Sequence[Any], Sequence[Any], tuple[float, ...], int], None]
+Kernel = Callable[..., None]
 
 # In the order of preference of "auto".
 BACKENDS = ("cython", "numba", "numpy")
@@ -43,6 +51,8 @@ class Backend(Protocol):
 
     name: str
     strided: bool
+    reads: Mapping[np.dtype[Any], frozenset[str]]
+    masks: bool
 
     def why_not(self) -> str | None:
         """Return None if the backend can run, else the reason."""

@@ -22,6 +22,8 @@ from ._ops import ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
+masks = False
+XX
 
 # Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
 MODULES = ("_numba_kernels", "_numba_divergences")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -33,6 +34,8 @@ class Saboteur:
     definition: Callable[..., Any] | None  # (honest definition, *operands, **params) -> results
     vandalise: Callable[..., Any] | None  # (honest kernel, ins, outs, params, threads)
     strided = True
+    masks = False
+    reads = MappingProxyType({})
 
     def why_not(self) -> str | None:
         return None

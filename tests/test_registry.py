@@ -116,5 +116,7 @@ def test_backends_have_their_doors() -> None:
         module = _backends._module(name)
         assert module.name == name
         assert isinstance(module.strided, bool)
+        assert isinstance(module.masks, bool)
+        assert set(module.reads) <= {np.dtype(np.float32), np.dtype(np.float64)}
         assert callable(module.why_not)
         assert callable(module.kernel)
