@@ -129,9 +129,8 @@ def main() -> None:
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"no {name}")
-    print(
-        f"{cpu.group(1) if cpu else platform.machine()}; Python {platform.python_version()}; fastsoftmax {fs.__version__}; {'; '.join(versions)}."
-    )
+    machine = cpu.group(1) if cpu else platform.machine()
+    print(f"{machine}; Python {platform.python_version()}; fastsoftmax {fs.__version__}; {'; '.join(versions)}.")
     for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
         errors: Errors = {}
         for classes in (*arguments.classes, *(LARGE if arguments.large else ())):
