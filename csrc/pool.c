@@ -42,7 +42,7 @@ static struct {
     pthread_cond_t wake;
     _Atomic uint64_t state;
     _Atomic int sleepers;
-    int workers;
+    _Atomic int workers; /* changed under `busy`, read by anybody */
     _Atomic int wanted; /* workers that may join the job */
     fs_work_fn *_Atomic work;
     void *_Atomic context;

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -76,11 +77,23 @@ def _known(name: str, source: str, known: Sequence[str]) -> str:
     return name
 
 
+def _asked_for(variable: str, known: Sequence[str], default: str) -> str:
+    """Return what an environment variable asks for.
+
+    The command line cannot report an error in it: the package is imported before any of its code runs.
+    """
+    try:
+        return _known(os.environ.get(variable) or default, variable, known)
+    except ValueError as error:
+        if os.path.basename(sys.argv[0]) == "fastsoftmax" or (sys.argv[0] == "-m" and "fastsoftmax" in sys.orig_argv):
+            print(f"fastsoftmax: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
 # Read once, when the package is imported: a misspelt name must not wait for the first call.
-_requested = _known(os.environ.get("FASTSOFTMAX_BACKEND", "auto") or "auto", "FASTSOFTMAX_BACKEND", ("auto", *BACKENDS))
-isa_cap = _known(
-    os.environ.get("FASTSOFTMAX_ISA", INSTRUCTION_SETS[-1]) or INSTRUCTION_SETS[-1], "FASTSOFTMAX_ISA", INSTRUCTION_SETS
-)
+_requested = _asked_for("FASTSOFTMAX_BACKEND", ("auto", *BACKENDS), "auto")
+isa_cap = _asked_for("FASTSOFTMAX_ISA", INSTRUCTION_SETS, INSTRUCTION_SETS[-1])
 
 _modules: dict[str, Backend] = {}
 _override: ContextVar[Backend | None] = ContextVar("fastsoftmax_backend", default=None)
