@@ -1020,7 +1020,10 @@ def put_row(typingctx, p, r, left, value, way):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer, r, left, v = args[:4]
         kind = LLVM_TYPE[p.dtype]
-        if len(way) == 1:
+        if _is_half(p):
+            # Numbers per row are floats; only a branch that is never taken puts one where rows of halves are.
+            builder.call(builder.module.declare_intrinsic("llvm.trap"), ())
+        elif len(way) == 1:
             vector = ir.VectorType(kind, _count(p))
             v = v if v.type == vector else builder.fptrunc(v, vector)
             _store(builder, v, pointer, r, left, p.dtype.bitwidth // 8)

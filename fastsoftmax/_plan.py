@@ -330,7 +330,9 @@ def execute(
     values = tuple(params[p] for p in op.params)
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
-    native = staging is None or (room.masks and staging.softcap is None and not staging.smoothing)
+    native = staging is None or (
+        room.masks and staging.softcap is None and not staging.smoothing and ("y", ROW) not in op.ins
+    )
     if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
         kinds, operands = op.ins + op.outs, views + targets
         if where is not None:
