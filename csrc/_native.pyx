@@ -59,10 +59,14 @@ cdef extern from "engine.h":
         fs_option option
         fs_operand mask
         int gradient
+        int summed
+        double *sum
     ctypedef struct fs_sizes:
         ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, stream_bytes
     fs_sizes fs_tuned
     int fs_run(const fs_call *call, int threads) nogil
+    ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes,
+                               int64_t ignore, int threads) nogil
     int fs_pool_size()
 
 cdef extern from "pool.h":
@@ -172,6 +176,10 @@ cdef class Kernel:
         class indices of the shape without the last axis, plain floats for the rest.  An output that is None is
         allocated.  Returns the outputs.
         """
+        return self.run_quick(ins, outs, params, threads, -1, NULL)
+
+    cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int summed, double *sum):
+        """``quick``, or the same with only the sum of one output's numbers: none of that output is kept."""
         cdef fs_call call
         cdef double constants[8]
         cdef float constants32[8]
@@ -188,6 +196,8 @@ cdef class Kernel:
         call.staging = self.staging
         call.options = 0
         call.mask.data = NULL
+        call.summed = summed
+        call.sum = sum
         call.operands = self.inputs + self.outputs
         call.itemsize = self.itemsize
         call.c = cnp.PyArray_DIM(x, nd - 1)
@@ -211,6 +221,9 @@ cdef class Kernel:
                 continue
             if p.kind == FS_CLASS:
                 return None
+            if o == summed:
+                p.data = NULL
+                continue
             if operand is None and p.output:
                 a = cnp.PyArray_EMPTY(nd if p.kind == FS_ROW else nd - 1, cnp.PyArray_DIMS(x), typenum, 0)
             else:
@@ -261,6 +274,7 @@ cdef class Kernel:
         call.operands = self.inputs + self.outputs
         call.itemsize = self.itemsize
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
+        call.summed = -1
         call.options = where is not None or factor != 1
         call.option.factor = factor
         call.option.poison = poison
@@ -306,24 +320,12 @@ cdef class Kernel:
             raise MemoryError("no memory for the tiles in which strided operands are computed")
 
 
-cdef ptrdiff_t count_ignored(cnp.ndarray labels, ptrdiff_t classes, int64_t ignore) noexcept:
-    """Return how many class indices are `ignore`, or -1 if one is out of bounds."""
-    cdef const int64_t *y = <const int64_t *>cnp.PyArray_DATA(labels)
-    cdef ptrdiff_t i, n = cnp.PyArray_SIZE(labels), ignored = 0
-    cdef int bad = 0
-    with nogil:
-        for i in range(n):
-            ignored += y[i] == ignore
-            bad |= (<unsigned long long>y[i] >= <unsigned long long>classes) & (y[i] != ignore)
-    return -1 if bad else ignored
-
-
-def quick_loss(Kernel kernel, Kernel total, logits, target, grad_out, str reduction, double scale, double empty,
+def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double scale, double empty,
                int64_t ignore, bint gradient, int threads):
     """The straight case of a plain loss against class indices, reduced: a pair (value, gradient), or None.
 
     ``kernel`` has the operands logits, labels, class weights, row weights, with ``gradient`` upstream gradients, and the
-    outputs loss and gradient; ``total`` sums a row.  Classes are the last axis.
+    outputs loss and gradient.  Classes are the last axis.
     """
     cdef cnp.ndarray x, y
     cdef double upstream = 1, value
@@ -334,24 +336,27 @@ def quick_loss(Kernel kernel, Kernel total, logits, target, grad_out, str reduct
     if (cnp.PyArray_NDIM(x) < 1 or cnp.PyArray_SIZE(x) == 0 or cnp.PyArray_TYPE(y) != cnp.NPY_INT64
             or not cnp.PyArray_ISCARRAY_RO(y)):
         return None
-    ignored = count_ignored(y, cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1), ignore)
-    count = cnp.PyArray_SIZE(y) - ignored
+    count = cnp.PyArray_SIZE(y)
+    ignored = fs_count_ignored(kernel.staging, <const int64_t *>cnp.PyArray_DATA(y), count,
+                               cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1), ignore, threads)
+    count -= ignored
     if ignored < 0 or count == 0:
         return None
     if reduction == "mean":
         upstream = 1.0 / count
     params = (scale, empty, 1.0, 0.0, 0.0, <double>ignore)
-    if gradient:
-        done = kernel.quick((x, y, 1.0, 1.0, upstream), (None, grad_out), params, threads)
-    else:
-        done = kernel.quick((x, y, 1.0, 1.0), (None,), params, threads)
+    ins = (x, y, 1.0, 1.0, upstream) if gradient else (x, y, 1.0, 1.0)
+    outs = (None, grad_out) if gradient else (None,)
+    if reduction == "none":
+        done = kernel.run_quick(ins, outs, params, threads, -1, NULL)
+        if done is None:
+            return None
+        return (done[0] if done[0].ndim else done[0][()]), done[1] if gradient else None
+    done = kernel.run_quick(ins, outs, params, threads, kernel.inputs, &value)
     if done is None:
         return None
-    losses = done[0]
-    grad = done[1] if gradient else None
-    if reduction == "none":
-        return (losses if losses.ndim else losses[()]), grad
-    value = total.quick((losses.reshape(-1),), (None,), (), threads)[0]
+    if kernel.itemsize == 4:
+        value = <float>value
     if reduction == "mean":
         value /= count
-    return (np_float32(value) if kernel.itemsize == 4 else np_float64(value)), grad
+    return (np_float32(value) if kernel.itemsize == 4 else np_float64(value)), done[1] if gradient else None

@@ -25,6 +25,9 @@ enum { FEW_ROWS = 4, LONG_BLOCKS = 4 };
 
 static const ptrdiff_t SIZE[FS_TYPES] = {4, 8, 2, 2, 1, 8};
 
+/* Running sums of one block of rows, so many that additions need not wait for each other. */
+enum { LANES = 8 };
+
 typedef struct {
     const fs_call *call;
     int staged[FS_MAX_OPERANDS], linear[FS_MAX_OPERANDS + 1];
@@ -33,6 +36,8 @@ typedef struct {
     ptrdiff_t rows, run, tile, step; /* step: bytes from row to row of a tile */
     ptrdiff_t shift;                 /* the first run is so many rows short, so that the others start at cache lines */
     int segments;                    /* tiles must not cross from one n1 to the next */
+    ptrdiff_t block;                 /* rows whose numbers are added up in their order, if a sum is wanted */
+    double (*partial)[2 * LANES];    /* of each such block */
     _Atomic ptrdiff_t next;
     int threads;
 } fs_job;
@@ -137,6 +142,39 @@ static void move_rows(const fs_job *job, const fs_operand *x, int linear, char *
     }
 }
 
+static void two_sum(double *hi, double *lo, double x)
+{
+    double t = *hi + x, back = t - *hi;
+    *lo += (*hi - (t - back)) + (x - back);
+    *hi = t;
+}
+
+/* Add what a tile's kernel has left for its rows to the running sums of their blocks. */
+static void add_rows(const fs_job *job, const char *tile, ptrdiff_t start, ptrdiff_t n)
+{
+    for (ptrdiff_t r = 0; r < n;) {
+        ptrdiff_t i = (start + r) % job->block, end = r + job->block - i;
+        double *sums = job->partial[(start + r) / job->block];
+        if (job->call->itemsize == 4)
+            for (; r < n && r < end; r++, i++)
+                sums[i % LANES] += ((const float *)tile)[r]; /* floats: the rounding of double is nothing to them */
+        else
+            for (; r < n && r < end; r++, i++)
+                two_sum(&sums[i % LANES], &sums[LANES + i % LANES], ((const double *)tile)[r]);
+    }
+}
+
+static double sum_blocks(const fs_job *job)
+{
+    double hi = 0, lo = 0;
+    for (ptrdiff_t b = 0; b * job->block < job->rows; b++)
+        for (int k = 0; k < LANES; k++) {
+            two_sum(&hi, &lo, job->partial[b][k]);
+            lo += job->partial[b][LANES + k];
+        }
+    return hi + lo == hi + lo ? hi + lo : hi; /* of an infinite sum the low part is inf - inf */
+}
+
 static ptrdiff_t tile_step(const fs_job *job, const fs_operand *x)
 {
     return x->kind == FS_ROW ? job->step : x->kind == FS_LABEL ? 8 : job->call->itemsize;
@@ -192,7 +230,9 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
         staging->finish(s.tile.data[call->gradient], s.tile.step[call->gradient], mask, job->step, n, call->c,
                         &call->option);
     for (int o = 0; o < call->operands; o++)
-        if (job->staged[o] && call->operand[o].output)
+        if (o == call->summed)
+            add_rows(job, s.tile.data[o], start, n);
+        else if (job->staged[o] && call->operand[o].output)
             move_rows(job, &call->operand[o], job->linear[o], s.tile.data[o], start, n, 1, split);
 }
 
@@ -309,6 +349,17 @@ int fs_run(const fs_call *given, int threads)
     else if (split)
         job.tile = 1;
     job.tile = at_most(job.tile, at_least(job.run, split ? rows : 1));
+    if (call.summed >= 0) {
+        /* Runs of whole blocks, whose length depends on the shape alone. */
+        job.staged[call.summed] = 1;
+        job.shift = 0;
+        job.block = at_most(at_least(1, fs_tuned.run_bytes / at_least(row_bytes, 1)), rows >> 20 ? 1024 : 128);
+        job.run = at_least(1, job.run / job.block) * job.block;
+        job.tile = at_most(job.tile, 4096);
+        job.partial = calloc((size_t)((rows + job.block - 1) / job.block), sizeof *job.partial);
+        if (job.partial == NULL)
+            return -1;
+    }
     job.threads = threads;
     job.scratch_bytes = (size_t)(blocks > 1 ? blocks * 4 * (ptrdiff_t)sizeof(double) : 0);
     job.scratch_bytes = (job.scratch_bytes + 63) / 64 * 64;
@@ -320,14 +371,53 @@ int fs_run(const fs_call *given, int threads)
         job.per_worker += (size_t)((job.step * job.tile + 63) / 64 * 64);
     if (job.per_worker) {
         job.memory = aligned_alloc(64, job.per_worker * (size_t)(split ? 1 : threads));
-        if (job.memory == NULL)
+        if (job.memory == NULL) {
+            free(job.partial);
             return -1;
+        }
     }
     if (split)
         for (ptrdiff_t r = 0; r < rows; r += job.tile)
             run_tile(&job, job.memory, r, at_most(job.tile, rows - r), rows, threads);
     else
         fs_parallel(threads, pull_runs, &job);
+    if (call.summed >= 0)
+        *call.sum = sum_blocks(&job);
+    free(job.partial);
     free(job.memory);
     return 0;
+}
+
+/* --- labels --------------------------------------------------------------------------------------------------------- */
+
+enum { LABELS_RUN = 1 << 15 }; /* 256 KB of labels */
+
+typedef struct {
+    const fs_staging *staging;
+    const int64_t *labels;
+    ptrdiff_t n;
+    int64_t classes, ignore;
+    _Atomic ptrdiff_t next, ignored;
+    _Atomic int bad;
+} fs_labels;
+
+static void pull_labels(void *context, int worker)
+{
+    fs_labels *l = context;
+    (void)worker;
+    for (ptrdiff_t i; (i = atomic_fetch_add(&l->next, LABELS_RUN)) < l->n;) {
+        int bad = 0;
+        atomic_fetch_add(&l->ignored, l->staging->labels(l->labels + i, at_most(LABELS_RUN, l->n - i), l->classes,
+                                                         l->ignore, &bad));
+        if (bad)
+            atomic_store(&l->bad, 1);
+    }
+}
+
+ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore,
+                           int threads)
+{
+    fs_labels l = {.staging = staging, .labels = labels, .n = n, .classes = classes, .ignore = ignore};
+    fs_parallel((int)at_most(threads, at_least(1, n / LABELS_RUN)), pull_labels, &l);
+    return l.bad ? -1 : l.ignored;
 }

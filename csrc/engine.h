@@ -28,6 +28,8 @@ typedef struct {
     fs_option option;
     fs_operand mask;    /* bytes, 0 where a class is excluded; data is NULL if there is none */
     int gradient;       /* the operand that holds the gradient, or -1 */
+    int summed;         /* the output that has one number a row of which only the sum is wanted, or -1 */
+    double *sum;        /* and where to: it does not depend on the number of threads */
 } fs_call;
 
 /* Sizes that tools/tune_engine.py measures, and that tests make small. */
@@ -42,6 +44,10 @@ extern fs_sizes fs_tuned;
 
 /* Run a call on up to `threads` threads.  Returns 0, or -1 if there is no memory for the tiles (nothing is written). */
 int fs_run(const fs_call *call, int threads);
+
+/* Count the labels that are `ignore`, or return -1 if another one is not in [0, classes). */
+ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore,
+                           int threads);
 
 /* How many worker threads exist now: for show_config and the tests. */
 int fs_pool_size(void);

@@ -69,12 +69,16 @@ typedef void fs_prepare_fn(char *tile, const char *mask, ptrdiff_t step, ptrdiff
 typedef void fs_finish_fn(char *tile, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, ptrdiff_t rows, ptrdiff_t c,
                           const fs_option *);
 
+/* Count the labels that are `ignore`; *bad is set to 1 if another one is not in [0, classes). */
+typedef ptrdiff_t fs_labels_fn(const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore, int *bad);
+
 /* How an instruction set stages tiles of floats (the first of two) or of doubles; NULL for types that it does not. */
 typedef struct {
     fs_load_fn *load[FS_TYPES];
     fs_store_fn *store[FS_TYPES];
     fs_prepare_fn *prepare;
     fs_finish_fn *finish;
+    fs_labels_fn *labels;
 } fs_staging;
 
 extern const fs_kernel fs_kernels_baseline[];

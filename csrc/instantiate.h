@@ -29,6 +29,18 @@
 #include "stage.h"
 #include "forget.h"
 
+static ptrdiff_t count_labels(const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore, int *bad)
+{
+    int64_t ignored = 0, wrong = 0;
+    for (ptrdiff_t i = 0; i < n; i++) { /* without branches, for the compiler to vectorise */
+        int64_t skip = labels[i] == ignore;
+        ignored += skip;
+        wrong |= ((labels[i] < 0) | (labels[i] >= classes)) & (skip ^ 1);
+    }
+    *bad |= (int)wrong;
+    return (ptrdiff_t)ignored;
+}
+
 #define ENTRY(op, columns_max) {#op, op##_f32, op##_f64},
 const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};
 
@@ -36,9 +48,11 @@ const fs_staging FS_STAGING[2] = {
     {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32, [FS_BOOL] = load_bool_f32},
      .store = {[FS_F32] = store_own_f32, [FS_F16] = store_half_f32, [FS_BF16] = store_brain_f32},
      .prepare = prepare_f32,
-     .finish = finish_f32},
+     .finish = finish_f32,
+     .labels = count_labels},
     {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_BOOL] = load_bool_f64},
      .store = {[FS_F64] = store_own_f64, [FS_F32] = store_float_f64},
      .prepare = prepare_f64,
-     .finish = finish_f64},
+     .finish = finish_f64,
+     .labels = count_labels},
 };

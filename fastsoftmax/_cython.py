@@ -126,9 +126,8 @@ def quick_loss(
         return None
     threads = 1 if logits.size < SERIAL else _threads.get_num_threads()
     return _native.quick_loss(
-        found, _by_number.get(("total", number)) or _found("total", number), logits, target, grad_out, reduction, scale,
-        empty, ignore, gradient, threads,
-    )  # fmt: skip
+        found, logits, target, grad_out, reduction, scale, empty, ignore, gradient, threads
+    )
 
 
 def facts() -> dict[str, Any]:

@@ -12,7 +12,6 @@ def tuned(**sizes: int) -> dict[str, int]: ...
 def build() -> tuple[str, str]: ...
 def quick_loss(
     kernel: Kernel,
-    total: Kernel,
     logits: Any,
     target: Any,
     grad_out: Any,
