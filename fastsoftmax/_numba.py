@@ -1,6 +1,6 @@
 """The Numba backend: its doors, and the care that Numba's threads need.
 
-The kernels are in :mod:`fastsoftmax._numba_kernels`, which imports Numba and is imported when first asked for.
+The kernels are in the modules that ``MODULES`` names, which import Numba and are imported when first asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from ._ops import ONE, OPS, ROW, SQUARE, Array
 name = "numba"
 strided = False
 
+# Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
+MODULES = ("_numba_kernels",)
+
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition of 256 float32 classes (a logsumexp of 100000 x 200 took 4.8 ms
 # across and 7.4 along), but not that of results, too (a softmax 9.9 and 7.1); and rows without an exponential to
@@ -38,19 +41,19 @@ PARALLEL_ELEMENTS = 1 << 17
 # Fewer rows per thread than this are computed by all threads together if they are long.
 FEW_ROWS = 4
 
-_kernels: ModuleType | None = None
+_kernels: tuple[ModuleType, ...] = ()
 _reason: str | None = None
 
 
 def _import() -> str | None:
     """Import the kernels, or return why that is impossible."""
     global _kernels, _reason
-    if _kernels is None and _reason is None:
+    if not _kernels and _reason is None:
         if importlib.util.find_spec("numba") is None:
             _reason = 'numba is not installed; get it with: pip install "fastsoftmax[numba]"'
         else:
             try:
-                _kernels = importlib.import_module("._numba_kernels", __package__)
+                _kernels = tuple(importlib.import_module(f".{module}", __package__) for module in MODULES)
             except Exception as error:  # an incompatible Numba raises whatever it likes
                 _reason = (
                     f"numba is installed but cannot be imported: {type(error).__name__}: {error}; "
@@ -102,7 +105,7 @@ def _layer() -> str | None:
 def _after_fork() -> None:
     """Note, in a forked child, that the parent's threads are not here."""
     global _serial
-    if _kernels is not None and _layer() is not None:
+    if _kernels and _layer() is not None:
         _serial = True
 
 
@@ -164,13 +167,15 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     if reason is not None:
         raise ImportError(reason)
     row = OPS[op]
-    serial: Callable[..., None] = getattr(_kernels, op)
-    parallel: Callable[..., None] = getattr(_kernels, f"{op}_parallel")
-    along, across = _kernels.ALONG, _kernels.ACROSS  # type: ignore[union-attr]
+    vocabulary = _kernels[0]
+    home = next((module for module in _kernels if hasattr(module, op)), vocabulary)
+    serial: Callable[..., None] = getattr(home, op)
+    parallel: Callable[..., None] = getattr(home, f"{op}_parallel")
+    along, across = vocabulary.ALONG, vocabulary.ACROSS
     writes = any(kind == ROW for _, kind in row.outs)
     limits = FEW_SAVED if row.ins[0][0] != "x" else FEW if writes else FEW_READ
-    few = min(limits[dtype], _kernels.MAX_FEW)  # type: ignore[union-attr]
-    long = _kernels.LONG  # type: ignore[union-attr]
+    few = min(limits[dtype], vocabulary.MAX_FEW)
+    long = vocabulary.LONG
     in_blocks = getattr(serial, "in_blocks", False)
     square = any(kind == SQUARE for _, kind in row.outs)
     if square:
@@ -204,7 +209,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
         if c <= few:
             chunk = -(-chunk // lanes) * lanes
         elif in_blocks and c > long:
-            words, all_words = _kernels.room_size(c)  # type: ignore[union-attr]
+            words, all_words = vocabulary.room_size(c)
             rooms = np.zeros(rows * all_words, np.int64)
             together = rows < FEW_ROWS * threads
             way = (rooms.ctypes.data, words, rows if together else 0)

@@ -26,15 +26,18 @@ Only what loads, folds and writes a row knows about it; the arithmetic in betwee
 The terms of a row are kept as ``exp(scale (x - m)) * 2**OFFSET``.  The offset cancels in the quotients that are the
 results, no term is subnormal, and a result that is gets rounded once.
 
-All kernels have to be in this one file: Numba's cache on disk does not notice changes in another, nor of the number
-that is imported below.
+Kernels in other modules (``MODULES`` in ``_numba.py``) are written in this one's words and compiled by its ``kernel``
+and ``in_parallel``, which make Numba's cache on disk notice a change here, too.  Constants do not count: it does not
+notice a change of the number that is imported below.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
@@ -1675,15 +1678,25 @@ def scaled_difference(a, b, scale):
 
 # --- forward ------------------------------------------------------------------------------------------------------
 
+_STATE = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
 
 def _cached(**options: Any) -> Callable[[Any], Any]:
-    """Make a decorator that compiles a function and keeps the result on disk, if there is a place to keep it."""
+    """Make a decorator that compiles a function and keeps the result on disk, if there is a place to keep it.
+
+    Numba takes a result from the disk if the file of the function is as it was.  What is kept is also marked with the
+    state of this file, whose helpers the functions of other files are made of.
+    """
 
     def decorate(function: Any) -> Any:
         try:
-            return njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+            compiled = njit(nogil=True, error_model="numpy", cache=True, **options)(function)
         except RuntimeError:  # neither the package's nor the user's cache directory can be written to
             return njit(nogil=True, error_model="numpy", **options)(function)
+        if function.__module__ != __name__:
+            kept = compiled._cache._cache_file
+            kept._source_stamp = (kept._source_stamp, _STATE)
+        return compiled
 
     return decorate
 
