@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import _backends, _threads
-from ._ops import CLASS, LABEL, OPS, ROW, SQUARE, Array, Op
+from ._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Array, Op
 
 F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -29,6 +29,9 @@ F4, F8 = np.dtype(np.float32), np.dtype(np.float64)
 TILE_BYTES = 1 << 18
 
 EMPTY = {"nan": 0.0, "zero": 1.0}
+
+# Outputs that are derivatives by the logits, and how many times: the chain rule's factor of staged logits goes in.
+DERIVATIVES = {"dx": 1, "slope": 1, "hess": 2, "hv": 2, "h": 2}
 
 # Scales that the kernels take: within, no constant of their argument reduction leaves the range of float32.
 SCALES = (2.0**-64, 2.0**64)
@@ -477,13 +480,13 @@ def _execute_staged(
             for part in (a[index],)
         ]
         kernel(tiles, results, values, threads)
-        for (name, _), tile, a in zip(op.outs, results, targets):
-            if name == "dx":
-                if slope is not None:
-                    # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
-                    np.multiply(tile, slope, out=tile, where=tile != 0)
-                if included is not None:
-                    np.putmask(tile, ~included, 0)
+        for (name, kind), tile, a in zip(op.outs, results, targets):
+            order = DERIVATIVES.get(name, 0)
+            if order and slope is not None:
+                # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
+                np.multiply(tile, slope**order, out=tile, where=tile != 0)
+            if order and included is not None and kind != ONE:
+                np.putmask(tile, ~(included if kind == ROW else included[..., None, :] & included[..., None]), 0)
             part = a[index]
             _copy(part, tile.reshape(part.shape))
 

@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Case
+from cases import Case, is_loss
 from checks import LD, assert_close, assert_same_bits, compute
-from faces import call, faces, is_loss, out_keyword
+from faces import call, faces, out_keyword
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rooms import ROOMS, Room

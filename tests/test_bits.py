@@ -22,7 +22,7 @@ CLASSES = (3, 10, 17, 100, 515)
 
 
 def options(op: Op) -> tuple[str, ...]:
-    return ("weights", "vectors", "smoothing", "zloss") if "keep" in op.params else ()
+    return ("weights", "vectors", "smoothing", "zloss") if "zloss" in op.params else ()
 
 
 def rows_of(op: Op, ins: list[Any], rows: Any) -> list[Any]:

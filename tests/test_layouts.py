@@ -7,9 +7,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Case
+from cases import Case, is_loss
 from checks import assert_same_bits, compute
-from faces import LAYOUTS, axes_of, call, faces, is_loss, out_keyword, split, to_array, to_rows
+from faces import LAYOUTS, axes_of, call, faces, out_keyword, split, to_array, to_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from rooms import Room

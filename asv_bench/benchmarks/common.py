@@ -116,7 +116,7 @@ def enter(backend: str) -> None:
 # --- operands -----------------------------------------------------------------------------------------------------
 
 # What the definitions take for options that are not given.
-_NEUTRAL = {"scale": 1.0, "empty": 0.0, "keep": 1.0, "spread": 0.0, "zloss": 0.0, "ignore": -100.0}
+_NEUTRAL = {"scale": 1.0, "empty": 0.0, "keep": 1.0, "spread": 0.0, "zloss": 0.0, "ignore": -100.0, "factor": 1.0}
 
 # Rows of about so many elements are drawn, and repeated up to the array's size: that is fast, and tells what all of a
 # large result must be.
@@ -131,7 +131,7 @@ def _block(op: Any, rows: int, classes: int, dtype: str) -> dict[str, Any]:
         return (rng.standard_normal((rows, classes)) * 4).astype(dtype)
 
     def operand(name: str, kind: str) -> Any:
-        if name in ("w", "v") or (name == "g" and "keep" in op.params):
+        if name in ("w", "v", "q") or (name == "g" and "keep" in op.params):
             return 1.0
         if kind == LABEL:
             return rng.integers(0, classes, rows)
@@ -212,7 +212,7 @@ class Job:
             return execute
         function = getattr(fastsoftmax, op.public[0])
         options: dict[str, Any] = {"axis": self.axis}
-        if "keep" in op.params:
+        if "zloss" in op.params:
             options["reduction"] = "none"
         if "b" in named:
             options |= {"b": named["b"], "return_sign": True}
@@ -226,7 +226,7 @@ class Job:
         result = parts(self.fresh())
         self.check(result)
         known = inspect.signature(getattr(fastsoftmax, self.op.public[0]) if self.op.public else self.fresh).parameters
-        memory = {"out": result[0], "grad_out": result[-1]}
+        memory = {"out": result[0], "grad_out": result[1 % len(result)], "hess_out": result[-1]}
         options = {name: a for name, a in memory.items() if name in known}
         self.call = lambda: self.fresh(**options)
         self.check(parts(self.call()))
