@@ -88,6 +88,8 @@ def test_empty_arrays(room: Room, dtype: np.dtype, public: str, op: Op, shape: t
             ins.append(np.zeros(shape, dtype))
         elif name == "y":
             ins.append(np.full(batch, -100))
+        elif name == "q":
+            ins.append(1.0)
         else:
             ins.append(np.ones(c, dtype) if name == "w" else np.ones(batch, dtype))
     for (name, kind), result in zip(op.outs, call(public, op, ins, axis=axis), strict=True):
