@@ -594,5 +594,12 @@ def cross_entropy_value_grad_hess(
     for output in outs[1:]:
         if output.given is None and order == "F":
             output.given = np.empty(output.shape, output.dtype, order="F")
+    apart = hess_out is not None and np.may_share_memory(hess_out, call.target)
+    if apart:
+        # Both results may take an operand's place, but not of two operands: each needs both.
+        outs[2] = call.like_logits("hess_out", None)
     losses, grad, hess = call.diagonal(outs, upstream, factor(call.frame.c))
+    if apart:
+        hess_out[...] = hess  # type: ignore[index]
+        hess = hess_out
     return ValueGradHess(call.reduced(losses, divisor), grad, hess)
