@@ -21,6 +21,12 @@ cdef extern from "fs.h":
         fs_kernel_fn *f32
         fs_kernel_fn *f64
     const fs_kernel fs_kernels_baseline[]
+    ctypedef enum fs_type: FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64
+    ctypedef struct fs_staging:
+        pass
+    ctypedef struct fs_option:
+        double factor
+        int poison
 
 cdef extern from *:
     const char *COMPILER "__VERSION__"
@@ -31,6 +37,7 @@ cdef extern from "isa.h":
     const char *fs_isa_name(int isa)
     int fs_isa_runs(int isa)
     const fs_kernel *fs_isa_kernels(int isa)
+    const fs_staging *fs_isa_staging(int isa)
 
 cdef extern from "engine.h":
     ctypedef enum fs_kind: FS_ROW, FS_ONE, FS_LABEL, FS_CLASS, FS_SQUARE
@@ -38,16 +45,28 @@ cdef extern from "engine.h":
         char *data
         ptrdiff_t s1, s2, sc
         fs_kind kind
+        fs_type type
         int output
     ctypedef struct fs_call:
         fs_kernel_fn *kernel
+        const fs_staging *staging
         fs_operand operand[8]
         int operands
         ptrdiff_t n1, n2, c
         ptrdiff_t itemsize
         double params[8]
+        int options
+        fs_option option
+        fs_operand mask
+        int gradient
+    ctypedef struct fs_sizes:
+        ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, stream_bytes
+    fs_sizes fs_tuned
     int fs_run(const fs_call *call, int threads) nogil
     int fs_pool_size()
+
+cdef extern from "pool.h":
+    int fs_spins
 
 KINDS = {"(c)": FS_ROW, "()": FS_ONE, "()i": FS_LABEL, "c": FS_CLASS, "(c,c)": FS_SQUARE}
 
@@ -77,6 +96,35 @@ def pool_size():
     return fs_pool_size()
 
 
+def tuned(**sizes):
+    """Set some of the engine's sizes, and return all of them: for tools/tune_engine.py and the tests."""
+    global fs_spins
+    fs_tuned.worth_a_thread = sizes.get("worth_a_thread", fs_tuned.worth_a_thread)
+    fs_tuned.run_bytes = sizes.get("run_bytes", fs_tuned.run_bytes)
+    fs_tuned.tile_bytes = sizes.get("tile_bytes", fs_tuned.tile_bytes)
+    fs_tuned.flat_bytes = sizes.get("flat_bytes", fs_tuned.flat_bytes)
+    fs_tuned.stream_bytes = sizes.get("stream_bytes", fs_tuned.stream_bytes)
+    fs_spins = sizes.get("spins", fs_spins)
+    return {
+        "worth_a_thread": fs_tuned.worth_a_thread, "run_bytes": fs_tuned.run_bytes, "tile_bytes": fs_tuned.tile_bytes,
+        "flat_bytes": fs_tuned.flat_bytes, "stream_bytes": fs_tuned.stream_bytes, "spins": fs_spins,
+    }
+
+
+cdef fs_type type_of(cnp.ndarray a) noexcept:
+    """Return the type of an array's elements; the plan has seen to it that it is one of these."""
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_FLOAT:
+        return FS_F32
+    if number == cnp.NPY_DOUBLE:
+        return FS_F64
+    if number == cnp.NPY_FLOAT16:
+        return FS_F16
+    if number == cnp.NPY_BOOL:
+        return FS_BOOL
+    return FS_I64 if cnp.PyArray_ITEMSIZE(a) == 8 else FS_BF16
+
+
 cdef bint overlaps(cnp.ndarray a, cnp.ndarray b):
     """Tell whether two contiguous arrays share memory without being the same memory."""
     cdef char *p = cnp.PyArray_BYTES(a)
@@ -91,6 +139,7 @@ cdef class Kernel:
     """One kernel of one instruction set and dtype: ``kernel(ins, outs, params, threads)``."""
 
     cdef fs_kernel_fn *function
+    cdef const fs_staging *staging
     cdef ptrdiff_t itemsize
     cdef int inputs, outputs
     cdef int kinds[8]
@@ -101,6 +150,7 @@ cdef class Kernel:
         for i in range(fs_isa_count()):
             if fs_isa_name(i).decode() == isa and fs_isa_runs(i):
                 table = fs_isa_kernels(i)
+                self.staging = fs_isa_staging(i)
         if table is NULL:
             raise ValueError(f"instruction set {isa!r} is not available here")
         name = op.encode()
@@ -135,6 +185,9 @@ cdef class Kernel:
         if nd < 1 or cnp.PyArray_SIZE(x) == 0:
             return None
         call.kernel = self.function
+        call.staging = self.staging
+        call.options = 0
+        call.mask.data = NULL
         call.operands = self.inputs + self.outputs
         call.itemsize = self.itemsize
         call.c = cnp.PyArray_DIM(x, nd - 1)
@@ -145,6 +198,7 @@ cdef class Kernel:
             p = &call.operand[o]
             p.kind = <fs_kind>self.kinds[o]
             p.output = o >= self.inputs
+            p.type = FS_F32 if self.itemsize == 4 else FS_F64
             p.s1 = p.s2 = p.sc = 0
             if p.kind == FS_SQUARE:
                 return None
@@ -192,7 +246,9 @@ cdef class Kernel:
             return None
         return results
 
-    def __call__(self, ins, outs, params, int threads):
+    def __call__(self, ins, outs, params, int threads, where=None, double factor=1.0, bint poison=False, int gradient=-1):
+        """Compute.  With ``where`` or a factor, the first input holds logits: they are multiplied by the factor, and classes
+        where ``where`` is False are excluded; so is the gradient, which is the output of that number."""
         cdef fs_call call
         cdef double constants[8]
         cdef float constants32[8]
@@ -201,25 +257,40 @@ cdef class Kernel:
         cdef fs_operand *x
         a = ins[0]
         call.kernel = self.function
+        call.staging = self.staging
         call.operands = self.inputs + self.outputs
         call.itemsize = self.itemsize
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
-        for o in range(call.operands):
-            operand = ins[o] if o < self.inputs else outs[o - self.inputs]
-            x = &call.operand[o]
-            x.kind = <fs_kind>self.kinds[o]
-            x.output = o >= self.inputs
+        call.options = where is not None or factor != 1
+        call.option.factor = factor
+        call.option.poison = poison
+        call.gradient = self.inputs + gradient if gradient >= 0 else -1
+        for o in range(call.operands + 1):
+            if o == call.operands:
+                operand = where
+                x = &call.mask
+                x.kind = FS_ROW
+                x.output = False
+            else:
+                operand = ins[o] if o < self.inputs else outs[o - self.inputs]
+                x = &call.operand[o]
+                x.kind = <fs_kind>self.kinds[o]
+                x.output = o >= self.inputs
             x.s1 = x.s2 = x.sc = 0
+            x.data = NULL
+            if operand is None:
+                continue
             if not isinstance(operand, np.ndarray):
                 # The same number for every row, or a vector of classes that is all 1.
                 constants[o] = operand
                 constants32[o] = <float>constants[o]
-                x.data = <char *>&constants[o] if self.itemsize == 8 else <char *>&constants32[o]
-                if x.kind == FS_CLASS:
-                    x.data = NULL
+                x.type = FS_F64 if self.itemsize == 8 else FS_F32
+                if x.kind != FS_CLASS:
+                    x.data = <char *>&constants[o] if self.itemsize == 8 else <char *>&constants32[o]
                 continue
             a = operand
             x.data = cnp.PyArray_BYTES(a)
+            x.type = type_of(a)
             if x.kind == FS_CLASS:
                 continue
             x.s1, x.s2 = cnp.PyArray_STRIDE(a, 0), cnp.PyArray_STRIDE(a, 1)

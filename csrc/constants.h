@@ -3,7 +3,8 @@
  * Derived, and printed with their errors, by tools/fit_polynomials.py; `--check` compares them with this file.
  * exp(r) = 1 + (r + r^2 q(r)) for |r| <= ln(2)/2: relative error 2^-28.2 (float), 2^-34.2 (the largest
  * term of a row of floats, in double), 2^-57.9 (double).
- * log((1+s)/(1-s)) = 2 s + s z P(z), z = s^2, for mantissas in [sqrt(1/2), sqrt(2)]: relative error 2^-59.5. */
+ * log((1+s)/(1-s)) = 2 s + s z P(z), z = s^2, for mantissas in [sqrt(1/2), sqrt(2)]: relative error 2^-59.5.
+ * log(1+f) = f - f^2/2 + f^3 P(f) for 1+f in [sqrt(1/2), 3/2]: relative error 2^-28.8 (float). */
 #ifndef FS_CONSTANTS_H
 #define FS_CONSTANTS_H
 
@@ -38,6 +39,16 @@
 #define LOG_F64_P4 0x1.74663ba339d33p-3
 #define LOG_F64_P5 0x1.39a20ba58bcc9p-3
 #define LOG_F64_P6 0x1.2f025183ae0a9p-3
+
+#define LOG1P_F32_P0 0x1.55554cp-2f
+#define LOG1P_F32_P1 -0x1.0000b4p-2f
+#define LOG1P_F32_P2 0x1.99a2e4p-3f
+#define LOG1P_F32_P3 -0x1.55133cp-3f
+#define LOG1P_F32_P4 0x1.232676p-3f
+#define LOG1P_F32_P5 -0x1.02cd56p-3f
+#define LOG1P_F32_P6 0x1.f0c564p-4f
+#define LOG1P_F32_P7 -0x1.ac3d78p-4f
+#define LOG1P_F32_P8 0x1.89b8c4p-5f
 
 #define LOG2E_F32 0x1.715476p+0f
 #define LOG2E_F64 0x1.71547652b82fep+0

@@ -1,8 +1,8 @@
 /* The engine.  Rows are cut into tiles; threads take runs of tiles from a counter; a kernel computes a tile.
  *
- * An operand whose elements are contiguous along the classes is the kernel's operand as it is.  Any other is staged: a
- * tile of its rows is copied into memory that stays in cache, computed there, and copied back, so that a stride costs a
- * copy within the cache, not another kernel.  A few long rows are not cut between the rows but within them. */
+ * An operand is the kernel's as it is if its elements are of the kernel's type and contiguous along the classes.  Any other is
+ * staged: a tile of its rows is loaded into memory that stays in cache, computed there, and stored, so that a layout or a type
+ * costs a copy within the cache, not another kernel.  A few long rows are not cut between the rows but within them. */
 #include "engine.h"
 #include "pool.h"
 
@@ -10,62 +10,32 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Elements that keep a thread busy for longer than it takes to start it.  Estimated, not yet tuned by measurement. */
-enum { WORTH_A_THREAD = 8192 };
-
-/* Bytes of one operand that a thread takes at a time: long enough for the prefetcher, short enough to share evenly. */
-enum { RUN_BYTES = 1 << 18 };
-
-/* Bytes of a staged tile: a few of them fit a 1 MiB second-level cache. */
-enum { TILE_BYTES = 1 << 17 };
-
-/* Rows of a staged tile are this many bytes apart in addition: rows a power of two apart would share cache sets. */
-enum { PAD_BYTES = 64 };
+/* On an Intel Xeon with 2 MiB of second-level cache, tiles from 2^17 to 2^19 bytes and flat ones from 2^14 to 2^17 differed by
+ * less than the noise; stores past the caches took a fifth off 60 million elements.  The other sizes are estimated. */
+fs_sizes fs_tuned = {
+    .worth_a_thread = 8192,
+    .run_bytes = 1 << 18,
+    .tile_bytes = 1 << 18,
+    .flat_bytes = 1 << 15,
+    .stream_bytes = 1 << 25,
+};
 
 /* Fewer rows than this per thread, of at least this many blocks each, are split within the rows. */
 enum { FEW_ROWS = 4, LONG_BLOCKS = 4 };
 
+static const ptrdiff_t SIZE[FS_TYPES] = {4, 8, 2, 2, 1, 8};
+
 typedef struct {
     const fs_call *call;
-    int staged[FS_MAX_OPERANDS];
+    int staged[FS_MAX_OPERANDS], linear[FS_MAX_OPERANDS + 1];
     char *memory;       /* per worker: scratch, then the staged tiles */
-    size_t per_worker, scratch_bytes, tile_stride[FS_MAX_OPERANDS];
-    ptrdiff_t n1, n2, run, tile;
+    size_t per_worker, scratch_bytes;
+    ptrdiff_t rows, run, tile, step; /* step: bytes from row to row of a tile */
+    ptrdiff_t shift;                 /* the first run is so many rows short, so that the others start at cache lines */
+    int segments;                    /* tiles must not cross from one n1 to the next */
     _Atomic ptrdiff_t next;
     int threads;
 } fs_job;
-
-/* --- staging ------------------------------------------------------------------------------------------------------ */
-
-/* Copy `rows` rows of c elements; rows of `from` may be adjacent in memory (s2 = itemsize: another axis than the last). */
-#define DEFINE_COPY(T, NAME)                                                                                          \
-    static void NAME(char *to, ptrdiff_t t2, ptrdiff_t tc, const char *from, ptrdiff_t s2, ptrdiff_t sc,              \
-                     ptrdiff_t rows, ptrdiff_t c)                                                                     \
-    {                                                                                                                 \
-        enum { B = 64 / sizeof(T) };                                                                                  \
-        ptrdiff_t r = 0;                                                                                              \
-        for (; r + B <= rows; r += B) {                                                                               \
-            ptrdiff_t k = 0;                                                                                          \
-            for (; k + B <= c; k += B)                                                                                \
-                for (int a = 0; a < B; a++)                                                                           \
-                    for (int b = 0; b < B; b++)                                                                       \
-                        *(T *)(to + (r + b) * t2 + (k + a) * tc) = *(const T *)(from + (r + b) * s2 + (k + a) * sc);  \
-            for (; k < c; k++)                                                                                        \
-                for (int b = 0; b < B; b++)                                                                           \
-                    *(T *)(to + (r + b) * t2 + k * tc) = *(const T *)(from + (r + b) * s2 + k * sc);                  \
-        }                                                                                                             \
-        for (; r < rows; r++)                                                                                         \
-            for (ptrdiff_t k = 0; k < c; k++)                                                                         \
-                *(T *)(to + r * t2 + k * tc) = *(const T *)(from + r * s2 + k * sc);                                  \
-    }
-DEFINE_COPY(uint32_t, copy4)
-DEFINE_COPY(uint64_t, copy8)
-
-static void copy_rows(ptrdiff_t itemsize, char *to, ptrdiff_t t2, ptrdiff_t tc, const char *from, ptrdiff_t s2,
-                      ptrdiff_t sc, ptrdiff_t rows, ptrdiff_t c)
-{
-    (itemsize == 4 ? copy4 : copy8)(to, t2, tc, from, s2, sc, rows, c);
-}
 
 /* --- tiles --------------------------------------------------------------------------------------------------------- */
 
@@ -103,117 +73,259 @@ static void parallel_blocks(const fs_tile *t, ptrdiff_t n, fs_block_fn *fn, void
     fs_parallel(((const fs_split_tile *)t)->threads, pull_blocks, &blocks);
 }
 
-/* Compute rows [j, j + n) of batch i. */
-static void run_tile(const fs_job *job, char *memory, ptrdiff_t i, ptrdiff_t j, ptrdiff_t n, int split)
+/* --- staging ------------------------------------------------------------------------------------------------------ */
+
+/* One operand's part of a tile, which is moved block by block of classes if it is long and several threads are at hand. */
+typedef struct {
+    const fs_job *job;
+    const fs_operand *x;
+    char *tile, *data;
+    ptrdiff_t step, rows, c, block;
+    int store;
+} fs_move;
+
+static void move_block(void *context, ptrdiff_t b)
+{
+    const fs_move *m = context;
+    const fs_call *call = m->job->call;
+    const fs_staging *s = &call->staging[call->itemsize == 8];
+    const fs_operand *x = m->x;
+    ptrdiff_t from = b * m->block, n = m->c - from < m->block ? m->c - from : m->block;
+    char *tile = m->tile + from * call->itemsize, *data = m->data + from * x->sc;
+    if (m->store)
+        s->store[x->type](data, x->s2, x->sc, tile, m->step, m->rows, n,
+                          call->n1 * call->n2 * call->c * SIZE[x->type] >= fs_tuned.stream_bytes);
+    else
+        s->load[x->type](tile, m->step, data, x->s2, x->sc, m->rows, n);
+}
+
+/* Load or store rows [start, start + n) of an operand; a row of a ONE or LABEL operand is one element. */
+static void move_rows(const fs_job *job, const fs_operand *x, int linear, char *tile, ptrdiff_t start, ptrdiff_t n,
+                      int store, int split)
 {
     const fs_call *call = job->call;
-    fs_split_tile s = {.tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory,
-                                .for_blocks = split > 1 ? parallel_blocks : serial_blocks},
-                       .threads = split};
-    char *stage = memory + job->scratch_bytes;
-    for (int o = 0; o < call->operands; o++) {
-        const fs_operand *x = &call->operand[o];
-        char *data = x->data == NULL ? NULL : x->data + i * x->s1 + j * x->s2;
-        if (job->staged[o]) {
-            ptrdiff_t row = (ptrdiff_t)job->tile_stride[o];
-            if (!x->output)
-                copy_rows(call->itemsize, stage, row, call->itemsize, data, x->s2, x->sc, n, call->c);
-            s.tile.data[o] = stage;
-            s.tile.step[o] = row;
-            stage += row * job->tile;
+    while (n > 0) {
+        ptrdiff_t i = linear ? 0 : start / call->n2, j = linear ? start : start % call->n2;
+        ptrdiff_t rows = linear || n < call->n2 - j ? n : call->n2 - j;
+        char *data = x->data + i * x->s1 + j * x->s2;
+        if (x->kind == FS_LABEL) {
+            for (ptrdiff_t r = 0; r < rows; r++)
+                memcpy(tile + r * 8, data + r * x->s2, 8);
+            tile += rows * 8;
         } else {
-            s.tile.data[o] = data;
-            s.tile.step[o] = x->s2;
+            fs_operand y = *x;
+            fs_move m = {.job = job, .x = &y, .tile = tile, .data = data, .step = job->step, .rows = rows, .c = call->c,
+                         .store = store};
+            if (x->kind == FS_ONE) {
+                y.sc = x->s2;
+                m.rows = 1;
+                m.c = rows;
+                tile += rows * call->itemsize;
+            } else {
+                if (x->sc == SIZE[x->type] && x->s2 == call->c * x->sc && job->step == call->c * call->itemsize) {
+                    m.rows = 1;
+                    m.c = rows * call->c;
+                }
+                tile += rows * job->step;
+            }
+            m.block = split > 1 ? FS_BLOCK : m.c;
+            fs_blocks blocks = {.fn = move_block, .context = &m, .n = (m.c + m.block - 1) / m.block};
+            fs_parallel(split, pull_blocks, &blocks);
         }
-    }
-    call->kernel(&s.tile);
-    for (int o = 0; o < call->operands; o++) {
-        const fs_operand *x = &call->operand[o];
-        if (job->staged[o] && x->output)
-            copy_rows(call->itemsize, x->data + i * x->s1 + j * x->s2, x->s2, x->sc, s.tile.data[o], s.tile.step[o],
-                      call->itemsize, n, call->c);
+        start += rows;
+        n -= rows;
     }
 }
 
-static void pull_runs(void *context, int worker)
+static ptrdiff_t tile_step(const fs_job *job, const fs_operand *x)
 {
-    fs_job *job = context;
-    const ptrdiff_t rows = job->n1 * job->n2;
-    char *memory = job->memory + worker * job->per_worker;
-    for (ptrdiff_t start; (start = atomic_fetch_add(&job->next, job->run)) < rows;) {
-        ptrdiff_t end = rows - start < job->run ? rows : start + job->run;
-        while (start < end) {
-            ptrdiff_t i = start / job->n2, j = start % job->n2, n = end - start;
-            if (n > job->tile)
-                n = job->tile;
-            if (n > job->n2 - j)
-                n = job->n2 - j;
-            run_tile(job, memory, i, j, n, 1);
-            start += n;
+    return x->kind == FS_ROW ? job->step : x->kind == FS_LABEL ? 8 : job->call->itemsize;
+}
+
+/* Compute rows [start, start + n); those from `next` on will be the next. */
+static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t n, ptrdiff_t next, int split)
+{
+    const fs_call *call = job->call;
+    const fs_staging *staging = &call->staging[call->itemsize == 8];
+    fs_split_tile s = {.tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory,
+                                .for_blocks = split > 1 ? parallel_blocks : serial_blocks},
+                       .threads = split};
+    char *stage = memory + job->scratch_bytes, *mask = NULL;
+    for (int o = 0; o < call->operands; o++) {
+        const fs_operand *x = &call->operand[o];
+        if (job->staged[o]) {
+            s.tile.data[o] = stage;
+            s.tile.step[o] = tile_step(job, x);
+            if (!x->output)
+                move_rows(job, x, job->linear[o], stage, start, n, 0, split);
+            stage += (s.tile.step[o] * job->tile + 63) / 64 * 64;
+        } else {
+            ptrdiff_t i = job->linear[o] ? 0 : start / call->n2, j = job->linear[o] ? start : start % call->n2;
+            s.tile.data[o] = x->data == NULL ? NULL : x->data + i * x->s1 + j * x->s2;
+            s.tile.step[o] = x->s2;
         }
     }
+    if (call->options) {
+        if (call->mask.data != NULL) {
+            mask = stage;
+            move_rows(job, &call->mask, job->linear[FS_MAX_OPERANDS], mask, start, n, 0, split);
+        }
+        staging->prepare(s.tile.data[0], mask, job->step, n, call->c, &call->option);
+    }
+    const fs_operand *x = &call->operand[0];
+    const ptrdiff_t size = SIZE[x->type], in_line = 64 / call->itemsize;
+    fs_fetch fetch = {.at = x->data + next * x->s2, .rows = in_line};
+    if (job->staged[0] && job->linear[0] && x->kind == FS_ROW && next < job->rows && split <= 1) {
+        if (x->sc == size) {
+            fetch.line = in_line * size;
+            fetch.row = x->s2;
+            fetch.group = in_line * x->s2;
+        } else {
+            fetch.line = in_line * x->sc;
+            fetch.row = x->sc;
+            fetch.group = in_line * x->s2;
+        }
+        s.tile.fetch = &fetch;
+    }
+    call->kernel(&s.tile);
+    if (call->options && call->gradient >= 0)
+        staging->finish(s.tile.data[call->gradient], s.tile.step[call->gradient], mask, job->step, n, call->c,
+                        &call->option);
+    for (int o = 0; o < call->operands; o++)
+        if (job->staged[o] && call->operand[o].output)
+            move_rows(job, &call->operand[o], job->linear[o], s.tile.data[o], start, n, 1, split);
 }
 
 static ptrdiff_t at_least(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 static ptrdiff_t at_most(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
+static void pull_runs(void *context, int worker)
+{
+    fs_job *job = context;
+    char *memory = job->memory + worker * job->per_worker;
+    ptrdiff_t mine = atomic_fetch_add(&job->next, job->run), following;
+    for (; mine < job->rows + job->shift; mine = following) {
+        following = atomic_fetch_add(&job->next, job->run); /* known early, so that it can be fetched */
+        ptrdiff_t start = at_least(0, mine - job->shift), end = at_most(job->rows, mine - job->shift + job->run);
+        while (start < end) {
+            ptrdiff_t n = at_most(end - start, job->tile);
+            if (job->segments)
+                n = at_most(n, job->call->n2 - start % job->call->n2);
+            run_tile(job, memory, start, n, start + n < end ? start + n : following - job->shift, 1);
+            start += n;
+        }
+    }
+}
+
+static void swap_batch(fs_operand *x)
+{
+    ptrdiff_t s = x->s1;
+    x->s1 = x->s2;
+    x->s2 = s;
+}
+
+static int is_strided(const fs_call *call, const fs_operand *x)
+{
+    return x->kind == FS_ROW && call->c > 1 && x->sc != SIZE[x->type];
+}
+
+static int is_linear(const fs_call *call, const fs_operand *x)
+{
+    return call->n1 == 1 || x->s1 == x->s2 * call->n2;
+}
+
+/* Order the batch dimensions, and decide which operands are staged. */
+static int stage_operands(fs_job *job, fs_call *call)
+{
+    const fs_type own = call->itemsize == 8 ? FS_F64 : FS_F32;
+    int stages = 0, linear = 1, inner_is_outer = 0;
+    for (int o = 0; o < call->operands; o++) {
+        const fs_operand *x = &call->operand[o];
+        int floats = x->kind == FS_ROW || x->kind == FS_ONE;
+        job->staged[o] = is_strided(call, x) || (floats && x->data != NULL && x->type != own) || (call->options && o == 0);
+        stages |= job->staged[o];
+        linear &= is_linear(call, x);
+        if (x->kind == FS_ROW && !is_linear(call, x))
+            inner_is_outer |= labs(x->s1) < labs(x->s2);
+    }
+    /* The order of rows means nothing.  Tiles that are staged want neighbours in memory; others lie within the second batch
+     * dimension, which had better be the longer one. */
+    if (!linear && (stages ? inner_is_outer : call->n2 < 32 && call->n2 < call->n1)) {
+        ptrdiff_t n = call->n1;
+        call->n1 = call->n2;
+        call->n2 = n;
+        for (int o = 0; o < call->operands; o++)
+            swap_batch(&call->operand[o]);
+        swap_batch(&call->mask);
+    }
+    for (int o = 0; o < call->operands; o++) {
+        const fs_operand *x = &call->operand[o];
+        job->linear[o] = is_linear(call, x);
+        if (!job->linear[o] && stages && x->kind != FS_SQUARE)
+            job->staged[o] = 1;
+        job->segments |= !job->linear[o] && !job->staged[o];
+    }
+    job->linear[FS_MAX_OPERANDS] = is_linear(call, &call->mask);
+    return stages;
+}
+
 int fs_run(const fs_call *given, int threads)
 {
     fs_call call = *given;
-    fs_job job = {.call = &call, .n1 = call.n1, .n2 = call.n2};
     const ptrdiff_t rows = call.n1 * call.n2, row_bytes = call.c * call.itemsize;
-    int stages = 0, linear = 1;
+    fs_job job = {.call = &call, .rows = rows};
+    const int stages = stage_operands(&job, &call);
+    /* Rows side by side are taken in pairs of cache lines, which the processor fetches together. */
+    ptrdiff_t pair = 0;
     for (int o = 0; o < call.operands; o++) {
         const fs_operand *x = &call.operand[o];
-        job.staged[o] = x->kind == FS_ROW && call.c > 1 && x->sc != call.itemsize;
-        stages += job.staged[o];
-        linear &= call.n1 == 1 || x->s1 == x->s2 * call.n2;
+        if (!is_strided(&call, x))
+            continue;
+        pair = at_least(pair, 128 / SIZE[x->type]);
+        if (x->s2 == SIZE[x->type] && job.linear[o] && x->sc % 64 == 0)
+            job.shift = (ptrdiff_t)((uintptr_t)x->data % 64) / SIZE[x->type];
     }
-    if (linear) {
-        job.n1 = 1;
-        job.n2 = rows;
-    } else if (call.n2 < 32 && call.n2 < call.n1) {
-        /* Tiles lie within the second batch dimension: let it be the longer one.  The order of rows means nothing. */
-        job.n1 = call.n2;
-        job.n2 = call.n1;
-        for (int o = 0; o < call.operands; o++) {
-            ptrdiff_t s = call.operand[o].s1;
-            call.operand[o].s1 = call.operand[o].s2;
-            call.operand[o].s2 = s;
-        }
-    }
-    threads = (int)at_most(threads, at_least(1, rows * call.c / WORTH_A_THREAD));
-    const ptrdiff_t blocks = (call.c + FS_BLOCK - 1) / FS_BLOCK;
-    const int split = threads > 1 && !stages && blocks >= LONG_BLOCKS && rows < FEW_ROWS * threads;
-    /* 16 rows are a cache line where rows are adjacent, and a multiple of every group of rows. */
-    if (stages)
-        job.tile = at_least(16, TILE_BYTES / at_least(row_bytes, 1) / 16 * 16);
-    else
-        job.tile = PTRDIFF_MAX;
-    job.run = at_least(1, RUN_BYTES / at_least(row_bytes, 1));
+    threads = (int)at_most(threads, at_least(1, rows * call.c / fs_tuned.worth_a_thread));
+    const ptrdiff_t blocks = (call.c + FS_BLOCK - 1) / FS_BLOCK, share = at_least(1, (rows + threads - 1) / threads);
+    const int split = threads > 1 && blocks >= LONG_BLOCKS && rows < FEW_ROWS * threads;
+    job.run = at_least(1, fs_tuned.run_bytes / at_least(row_bytes, 1));
     if (job.run > 16)
         job.run = job.run / 16 * 16;
-    if (stages)
-        job.run = at_least(job.run, job.tile);
-    job.run = at_most(job.run, at_least(1, (rows + threads - 1) / threads));
-    job.tile = at_most(job.tile, job.run);
+    job.run = at_most(job.run, share);
+    job.tile = PTRDIFF_MAX;
+    job.step = row_bytes;
+    if (pair) {
+        job.step = ((row_bytes + 63) / 64 | 1) * 64; /* an odd number of lines: rows must not share cache sets */
+        job.tile = at_most(fs_tuned.tile_bytes / at_least(row_bytes, 1), share);
+        job.tile = job.tile < pair ? pair / 2 : job.tile / pair * pair;
+        job.run = job.tile;
+    } else if (stages) {
+        job.tile = at_least(1, fs_tuned.flat_bytes / at_least(row_bytes, 1));
+        if (job.tile > 16)
+            job.tile = job.tile / 16 * 16;
+    }
+    if (split && pair)
+        job.tile = rows;
+    else if (split)
+        job.tile = 1;
+    job.tile = at_most(job.tile, at_least(job.run, split ? rows : 1));
     job.threads = threads;
     job.scratch_bytes = (size_t)(blocks > 1 ? blocks * 4 * (ptrdiff_t)sizeof(double) : 0);
     job.scratch_bytes = (job.scratch_bytes + 63) / 64 * 64;
     job.per_worker = job.scratch_bytes;
-    for (int o = 0; o < call.operands; o++) {
-        job.tile_stride[o] = (size_t)((row_bytes + 63) / 64 * 64 + PAD_BYTES);
+    for (int o = 0; o < call.operands; o++)
         if (job.staged[o])
-            job.per_worker += job.tile_stride[o] * (size_t)job.tile;
-    }
+            job.per_worker += (size_t)((tile_step(&job, &call.operand[o]) * job.tile + 63) / 64 * 64);
+    if (call.mask.data != NULL)
+        job.per_worker += (size_t)((job.step * job.tile + 63) / 64 * 64);
     if (job.per_worker) {
-        job.memory = aligned_alloc(64, job.per_worker * (size_t)threads);
+        job.memory = aligned_alloc(64, job.per_worker * (size_t)(split ? 1 : threads));
         if (job.memory == NULL)
             return -1;
     }
     if (split)
-        for (ptrdiff_t r = 0; r < rows; r++)
-            run_tile(&job, job.memory, r / job.n2, r % job.n2, 1, threads);
+        for (ptrdiff_t r = 0; r < rows; r += job.tile)
+            run_tile(&job, job.memory, r, at_most(job.tile, rows - r), rows, threads);
     else
         fs_parallel(threads, pull_runs, &job);
     free(job.memory);

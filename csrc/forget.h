@@ -9,6 +9,7 @@
 #undef ALONG_HERE
 #undef ASIDE
 #undef AT
+#undef BINARY
 #undef BOOST
 #undef BRING
 #undef CENTRE
@@ -17,6 +18,7 @@
 #undef COLUMNS_GROUP
 #undef COLUMNS_MAX
 #undef COLUMNS_ROOM
+#undef DEFINE_BINARY
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
 #undef DEFINE_SUMS
@@ -36,19 +38,25 @@
 #undef FOR_PASSES
 #undef GROUP
 #undef GROUP_TERMS
+#undef HALF
 #undef HALVES
 #undef IS_EMPTY
 #undef IS_NAN
 #undef IS_PLUS_INF
 #undef LABEL
 #undef LANES
+#undef LATER
+#undef LOOP
+#undef LOWEST
 #undef MASK
+#undef MOMENT
 #undef OF
 #undef ONE
 #undef ONSET
 #undef PANELS
 #undef PASS
 #undef Q
+#undef RAISED
 #undef ROOM
 #undef ROW
 #undef ROWS_GROUP
@@ -66,5 +74,4 @@
 #undef VEC
 #undef W
 #undef WEIGHTED
-#undef WEIGHTS_AT
 #undef wide

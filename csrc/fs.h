@@ -16,12 +16,26 @@ enum { FS_MAX_OPERANDS = 8, FS_MAX_PARAMS = 8 };
 typedef struct fs_tile fs_tile;
 typedef void fs_block_fn(void *context, ptrdiff_t block);
 
+/* What to fetch while a staged tile is computed: the logits of the next tile.  Row r of this one has its own lines of them,
+ * `line` bytes apart, one for each 64 bytes of the row. */
+typedef struct {
+    const char *at;
+    ptrdiff_t line, row, group, r, rows; /* bytes from row to row within a group of `rows`, from group to group; next row */
+} fs_fetch;
+
+FS_INLINE const char *fs_fetch_row(fs_fetch *f)
+{
+    ptrdiff_t r = f->r++;
+    return f->at + r % f->rows * f->row + r / f->rows * f->group;
+}
+
 /* What a kernel sees: n rows of c contiguous elements per operand, in the order of the table's inputs and outputs. */
 struct fs_tile {
     ptrdiff_t n, c;
     char *data[FS_MAX_OPERANDS];      /* the first row of each operand; NULL for a vector of classes that is all 1 */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
     const double *params;             /* in the table's order */
+    fs_fetch *fetch;                  /* NULL: the next rows stand after these */
     double *scratch;                  /* 4 doubles per block of a row */
     /* Run fn(context, b) for b in [0, n), in any order, possibly at the same time; return when all are done. */
     void (*for_blocks)(const fs_tile *, ptrdiff_t n, fs_block_fn *fn, void *context);
@@ -35,10 +49,41 @@ typedef struct {
     fs_kernel_fn *f32, *f64;
 } fs_kernel;
 
+/* Types of elements in memory. */
+typedef enum { FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64, FS_TYPES } fs_type;
+
+/* Load rows of c elements, which are s2 bytes apart from row to row and sc from class to class, into a tile whose rows are
+ * `step` bytes apart and hold floats or doubles; store them, past the caches if they are to be streamed. */
+typedef void fs_load_fn(char *tile, ptrdiff_t step, const char *from, ptrdiff_t s2, ptrdiff_t sc, ptrdiff_t rows,
+                        ptrdiff_t c);
+typedef void fs_store_fn(char *to, ptrdiff_t s2, ptrdiff_t sc, const char *tile, ptrdiff_t step, ptrdiff_t rows,
+                         ptrdiff_t c, int stream);
+
+/* What happens to logits between their load and the kernel, and to their gradient after it.  Where the tile `mask` holds 0 a
+ * class is excluded; NULL excludes none. */
+typedef struct {
+    double factor; /* multiplies the logits */
+    int poison;    /* whether a row whose included logits are all -inf becomes NaN; one without included classes does not */
+} fs_option;
+typedef void fs_prepare_fn(char *tile, const char *mask, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t c, const fs_option *);
+typedef void fs_finish_fn(char *tile, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, ptrdiff_t rows, ptrdiff_t c,
+                          const fs_option *);
+
+/* How an instruction set stages tiles of floats (the first of two) or of doubles; NULL for types that it does not. */
+typedef struct {
+    fs_load_fn *load[FS_TYPES];
+    fs_store_fn *store[FS_TYPES];
+    fs_prepare_fn *prepare;
+    fs_finish_fn *finish;
+} fs_staging;
+
 extern const fs_kernel fs_kernels_baseline[];
+extern const fs_staging fs_staging_baseline[2];
 #if defined(__x86_64__)
 extern const fs_kernel fs_kernels_avx2[];
+extern const fs_staging fs_staging_avx2[2];
 extern const fs_kernel fs_kernels_avx512[];
+extern const fs_staging fs_staging_avx512[2];
 #endif
 
 #endif

@@ -1,5 +1,5 @@
-/* All row kernels for floats and for doubles, on the instruction set whose vocabulary has been included, and their table
- * FS_TABLE.  Everything but the table is static. */
+/* All row kernels for floats and for doubles, on the instruction set whose vocabulary has been included, their table FS_TABLE,
+ * and FS_STAGING.  Everything but these two is static. */
 #include <math.h>
 #include <string.h>
 
@@ -17,6 +17,7 @@
 #define V(x) f_##x
 #include "rows.h"
 #include "row_ops.h"
+#include "stage.h"
 #include "forget.h"
 
 #define REAL double
@@ -25,7 +26,19 @@
 #define V(x) d_##x
 #include "rows.h"
 #include "row_ops.h"
+#include "stage.h"
 #include "forget.h"
 
 #define ENTRY(op, columns_max) {#op, op##_f32, op##_f64},
 const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};
+
+const fs_staging FS_STAGING[2] = {
+    {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32, [FS_BOOL] = load_bool_f32},
+     .store = {[FS_F32] = store_own_f32, [FS_F16] = store_half_f32, [FS_BF16] = store_brain_f32},
+     .prepare = prepare_f32,
+     .finish = finish_f32},
+    {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_BOOL] = load_bool_f64},
+     .store = {[FS_F64] = store_own_f64, [FS_F32] = store_float_f64},
+     .prepare = prepare_f64,
+     .finish = finish_f64},
+};

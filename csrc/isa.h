@@ -9,5 +9,6 @@ int fs_isa_count(void);
 const char *fs_isa_name(int isa);
 int fs_isa_runs(int isa);
 const fs_kernel *fs_isa_kernels(int isa);
+const fs_staging *fs_isa_staging(int isa);
 
 #endif

@@ -6,10 +6,10 @@
 /* Everything from here on, the vocabulary's functions too, is compiled for this instruction set: the build needs no
  * flags per file. */
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "fs.h"
@@ -17,6 +17,7 @@
 #include "vec_avx2.h"
 
 #define FS_TABLE fs_kernels_avx2
+#define FS_STAGING fs_staging_avx2
 #include "instantiate.h"
 
 #if defined(__clang__)

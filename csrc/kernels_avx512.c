@@ -17,6 +17,7 @@
 #include "vec_avx512.h"
 
 #define FS_TABLE fs_kernels_avx512
+#define FS_STAGING fs_staging_avx512
 #include "instantiate.h"
 
 #if defined(__clang__)

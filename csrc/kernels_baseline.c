@@ -7,4 +7,5 @@
 #include "vec_baseline.h"
 
 #define FS_TABLE fs_kernels_baseline
+#define FS_STAGING fs_staging_baseline
 #include "instantiate.h"

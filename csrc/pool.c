@@ -28,8 +28,8 @@
 enum { MAX_WORKERS = 255 };
 
 /* How long an idle worker spins before it sleeps: some 20 us at 40 cycles a pause.  Longer would spare more calls the
- * waking, but takes the core from other libraries' threads.  Estimated, not yet tuned by measurement. */
-enum { SPINS = 2000 };
+ * waking, but takes the core from other libraries' threads. */
+int fs_spins = 2000;
 
 /* A job's state: its number, whether it is closed, and how many workers are in it. */
 #define CLOSED ((uint64_t)1 << 31)
@@ -42,7 +42,7 @@ static struct {
     pthread_cond_t wake;
     _Atomic uint64_t state;
     _Atomic int sleepers;
-    int workers;
+    _Atomic int workers; /* changed under `busy`, read by anybody */
     _Atomic int wanted; /* workers that may join the job */
     fs_work_fn *_Atomic work;
     void *_Atomic context;
@@ -68,7 +68,7 @@ static void *worker(void *argument)
     uint64_t seen = 0;
     for (;;) {
         uint64_t number = seen;
-        for (int i = 0; i < SPINS && number == seen; i++) {
+        for (int i = 0; i < fs_spins && number == seen; i++) {
             number = NUMBER(atomic_load(&pool.state));
             RELAX();
         }
@@ -139,7 +139,7 @@ void fs_parallel(int threads, fs_work_fn *work, void *context)
     uint64_t state = atomic_fetch_or(&pool.state, CLOSED) | CLOSED;
     for (int i = 0; ACTIVE(state) != 0; i++) {
         /* A worker that lost its core gets it back sooner if this thread yields. */
-        if (i < SPINS)
+        if (i < fs_spins)
             RELAX();
         else
             sched_yield();

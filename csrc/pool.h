@@ -9,6 +9,9 @@ typedef void fs_work_fn(void *context, int worker);
  * calling thread alone, which is what happens if the pool is in use, as in nested and concurrent calls. */
 void fs_parallel(int threads, fs_work_fn *work, void *context);
 
+/* How often an idle worker looks for work before it sleeps. */
+extern int fs_spins;
+
 int fs_pool_size(void);
 
 #endif

@@ -28,6 +28,14 @@
     X(cross_entropy_probs_hess, COLUMNS_MAX / 2)                                                                      \
     X(cross_entropy_hvp, COLUMNS_MAX / 2)                                                                             \
     X(cross_entropy_hessian, COLUMNS_MAX)                                                                             \
+    X(entropy, COLUMNS_MAX)                                                                                           \
+    X(entropy_grad, COLUMNS_MAX)                                                                                      \
+    X(kl_divergence, COLUMNS_MAX / 2)                                                                                 \
+    X(kl_divergence_grad, COLUMNS_MAX / 2)                                                                            \
+    X(binary_cross_entropy, COLUMNS_MAX)                                                                              \
+    X(binary_cross_entropy_grad, COLUMNS_MAX)                                                                         \
+    X(binary_cross_entropy_sum, COLUMNS_MAX)                                                                          \
+    X(binary_cross_entropy_sum_grad, COLUMNS_MAX)                                                                     \
     X(total, COLUMNS_MAX)
 
 /* What a kernel of a loss computes: the value; with the gradient; with that and the Hessian's diagonal; with the derivative
@@ -206,7 +214,7 @@ FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
     VEC d = f_sub(x, p->m);
     if (p->flag) /* scale is 1 */
         return f_sub(f_sub(d, p->hi), p->lo);
-    return f_select(f_eq(d, low), low, f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
+    return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
     vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
     if (!p->flag) {
@@ -219,7 +227,7 @@ FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
         d = z;
     }
     vd y = NAME(difference)(d, p->hi, &lost_log);
-    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), d);
+    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
 #endif
 }
 
@@ -678,28 +686,31 @@ FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int cols)
 
 enum { NAME(SCALE), NAME(EMPTY), NAME(KEEP), NAME(SPREAD), NAME(ZLOSS), NAME(IGNORE) };
 
-/* Class weights from j on, 1 if there are none; 0 beyond the row. */
-#define WEIGHTS_AT(w) ((w) ? CLASS_AT(w, 0) : whole ? one : NAME(ones_head)(rest))
-FS_INLINE VEC NAME(ones_head)(ptrdiff_t n)
+FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    REAL ones[W];
-    V(store)(ones, V(set1)(1));
-    return V(load_head)(ones, n, V(set1)(0));
+    const REAL *x = p->x + from;
+    ACC a = NAME(acc_zero)();
+    EACH_VECTOR(cols, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
+    s[0] = NAME(acc_done)(a, 0);
+    s[1] = s[0];
 }
+DEFINE_SUMS(plain_sums)
 
-/* sum w and sum w (m - x): what smoothing adds to a loss. */
+/* sum w (m - x): what smoothing adds to a loss. */
 FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
-    const VEC zero = V(set1)(0), one = V(set1)(1), m = p->m;
+    const VEC zero = V(set1)(0), m = p->m;
     const REAL *x = p->x + from, *w = p->w ? p->w + from : NULL;
-    ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
-    EVERYWHERE({
-        VEC q = WEIGHTS_AT(w), d = V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0)));
-        NAME(acc_any)(&a, q);
-        NAME(acc_product)(&b, q, d);
-    });
+    ACC a = NAME(acc_zero)();
+    if (w)
+        EVERYWHERE({
+            VEC q = CLASS_AT(w, 0);
+            NAME(acc_product)(&a, q, V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0))));
+        });
+    else
+        EVERYWHERE(NAME(acc_any)(&a, V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m))));
     s[0] = NAME(acc_done)(a, 0);
-    s[1] = NAME(acc_done)(b, 0);
+    s[1] = s[0];
 }
 DEFINE_SUMS(spread_sums)
 
@@ -761,6 +772,13 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
     for (int r = 0; r < ROOM; r++)
         wy[r] = v[r] = up[r] = 1;
+    double weights = (double)t->c, weights_lo = 0; /* their sum, the same for every row */
+    if (spread != 0 && w) {
+        PASS p = {.t = t, .c = t->c, .x = w};
+        ACC sum, same;
+        NAME(plain_sums_all)(&p, &sum, &same, 0);
+        NAME(sum_one)(sum, &weights, &weights_lo);
+    }
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         if (slope)
@@ -768,7 +786,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
-        double weights[ROOM], weights_lo[ROOM], spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
+        double spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
         uint64_t ignored = 0;
         for (ptrdiff_t r = 0; r < g; r++) {
             int64_t y = LABEL(LABELS, i + r);
@@ -784,14 +802,13 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         if (gradient)
             NAME(ones)(t, G_GRAD, i, g, up);
         if (spread != 0) {
-            SUMS a, b;
+            SUMS a, same;
             double low[ROOM];
             FOR_PASSES(r, g) {
                 PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .m = LANES(G.m, r)};
-                NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
+                NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &same.of[SLOT(r)], cols);
             }
-            NAME(sum_rows)(&a, g, weights, weights_lo, cols);
-            NAME(sum_rows)(&b, g, spreads, low, cols);
+            NAME(sum_rows)(&a, g, spreads, low, cols);
         }
         NAME(widen)(&G, G.m, m);
         NAME(widen)(&G, at, x_at);
@@ -808,7 +825,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             vd lost, gap = NAME(difference)(top, x, &lost), nll = NAME(plus_log)(&G, o, gap, lost, scale);
             vd value = d_mul(q, d_select(d_eq(q, zero), log, nll));
             if (spread != 0) {
-                other = d_mul(d_set1(spread), d_add(d_sub(d_load(weights + o), f_w), d_load(weights_lo + o)));
+                other = d_mul(d_set1(spread), d_add(d_sub(d_set1(weights), f_w), d_set1(weights_lo)));
                 q = d_add(q, d_mul(d_set1(spread), f_w));
             }
             if (zloss != 0) {
@@ -834,7 +851,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             wide log = (wide)G.log_hi[r] + G.log_lo[r], top = (wide)m[r] * scale, lse = top + log, q = one_hot * wy[r];
             wide value = q == 0 ? 0 * log : q * (((wide)m[r] - x_at[r]) * scale + log);
             if (spread != 0)
-                value += spread * ((wide)scale * spreads[r] + (wide)weights[r] * log);
+                value += spread * ((wide)scale * spreads[r] + (wide)weights * log);
             if (zloss != 0)
                 value += zloss * lse * lse;
             loss[r] = (double)(value * v[r]);
@@ -872,7 +889,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             for (ptrdiff_t r = 0; r < g; r++) {
                 wide mean = ((wide)dot[r] + dot_lo[r]) / ((wide)G.s[r] + G.s_lo[r]), value = one_hot * wy[r] * mean;
                 if (spread != 0)
-                    value += spread * (weights[r] * mean - ((wide)even[r] + even_lo[r]));
+                    value += spread * (((wide)weights + weights_lo) * mean - ((wide)even[r] + even_lo[r]));
                 if (zloss != 0)
                     value += 2 * zloss * NAME(lse_of)(&G, scale, r) * (ref[r] + mean);
                 if (__builtin_expect(G.special >> r & 1, 0))
@@ -888,7 +905,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         NAME(diagonal) D;
         for (ptrdiff_t r = 0; hess && r < G.n; r++)
             NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale * o[FACTOR],
-                               (wide)one_hot * wy[r] + (spread != 0 ? (wide)spread * weights[r] : 0), zloss, scale);
+                               (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
             p.w = w;
@@ -959,14 +976,15 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
 }
 DEFINE_SUMS(probs_sums)
 
-/* (all - q) p - q (1 - p) at one vector, with its term, its targets and its weights; hi, lo: 1 / sum; all: of the scalars;
+/* (all - q) p - q (1 - p) at one vector, with its term, its targets and its weights; hi, lo: 1 / sum; all, all_lo: the sum of
+ * the targets, of which a dominating target leaves little;
  * q: the dominating class's 1 - p. */
 FS_INLINE VEC NAME(probs_gradient)(const PASS *p, VEC term, VEC target, VEC w)
 {
     VEC q = NAME(smoothed)(p, target, w, p->u, p->v);
     VEC e = NAME(mul2)(term, p->hi, p->lo);
     VEC not_e = V(select)(V(lt)(V(set1)((REAL)0.5), e), p->q, V(sub)(V(set1)(1), e));
-    return V(fnma)(q, not_e, V(mul)(V(sub)(p->all, q), e));
+    return V(fnma)(q, not_e, V(mul)(V(add)(V(sub)(p->all, q), p->all_lo), e));
 }
 
 /* That times factor. */
@@ -1031,8 +1049,8 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
-        double sum_q[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
-        REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
+        double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
+        REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         NAME(diagonal) D;
         FOR_PASSES(r, g) {
             PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
@@ -1040,7 +1058,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
                       .next_other = ROW(T, i + r + g)};
             NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
-        NAME(sum_rows)(&a, g, sum_q, low, cols);
+        NAME(sum_rows)(&a, g, sum_q, q_lo, cols);
         NAME(sum_rows)(&b, g, dot, low, cols);
         NAME(widen)(&G, G.m, m);
         for (ptrdiff_t o = 0; zloss != 0 && o < G.n; o += d_W)
@@ -1056,8 +1074,11 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
                 value = G.kind[r] == IS_EMPTY && empty ? (any ? INFINITY : 0) : NAN;
             }
             ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
-            if (gradient || slope)
-                all[r] = (REAL)(sum_q[r] + 2 * zloss * lse);
+            if (gradient || slope) {
+                double sum = sum_q[r] + 2 * zloss * lse;
+                all[r] = (REAL)sum;
+                all_lo[r] = (REAL)((FS_FLOAT ? sum - all[r] : 0) + (zloss == 0 ? q_lo[r] : 0));
+            }
             if (gradient)
                 factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             if (hess)
@@ -1080,6 +1101,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             p.v = V(set1)((REAL)spread);
             p.flag = smooth;
             p.all = LANES(all, r);
+            p.all_lo = LANES(all_lo, r);
             p.factor = LANES(factor, r);
             p.q = LANES(not_top, r);
             if (slope) {
@@ -1118,16 +1140,6 @@ FS_INLINE void NAME(cross_entropy_probs_jvp_rows)(const fs_tile *t, const int co
 
 /* --- internal ----------------------------------------------------------------------------------------------------------- */
 
-FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
-{
-    const REAL *x = p->x + from;
-    ACC a = NAME(acc_zero)();
-    EACH_VECTOR(cols, c, NAME(acc_any)(&a, V(load)(x + j)), NAME(acc_any)(&a, V(load_head)(x + j, rest, V(set1)(0))));
-    s[0] = NAME(acc_done)(a, 0);
-    s[1] = s[0];
-}
-DEFINE_SUMS(plain_sums)
-
 FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
@@ -1141,6 +1153,8 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
         ONE(S, i) = (REAL)(hi + lo);
     }
 }
+
+#include "divergence_ops.h"
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 

@@ -148,12 +148,21 @@ FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
 
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
  * Intel's processors an underflow costs 150 cycles, and masked classes and the lanes beyond a row's end all underflow. */
-FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top, VEC *lost)
 {
+    const VEC one = V(set1)(1);
     VEC n, d = V(sub)(x, base);
     MASK alive = V(not_less)(d, floor);
-    VEC w = NAME(exp_minus1)(k, V(bounded)(d, floor), &n);
-    return V(scale2_if)(alive, V(add)(w, V(set1)(1)), V(sub)(n, top));
+    VEC w = NAME(exp_minus1)(k, V(bounded)(d, floor), &n), e = V(add)(w, one);
+    n = V(sub)(n, top);
+    if (lost) /* what rounding 1 + w took */
+        *lost = V(scale2_if)(alive, V(add)(V(sub)(one, e), w), n);
+    return V(scale2_if)(alive, e, n);
+}
+
+FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+{
+    return NAME(exp_term_and_lost)(k, x, base, floor, top, NULL);
 }
 
 /* --- sums ----------------------------------------------------------------------------------------------------- */
@@ -179,17 +188,20 @@ FS_INLINE ACC NAME(acc_onset)(void)
 #endif
 }
 
-/* Add a term of an exp-sum: not negative, below ONSET. */
-FS_INLINE void NAME(acc_term)(ACC *s, VEC e)
+/* Add the term of x to an exp-sum, and return it: it is not negative and below ONSET.  In double, the rounding of the
+ * terms is the largest error of a logarithm of their sum, and is carried along. */
+FS_INLINE VEC NAME(acc_exp)(ACC *s, const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
 {
 #if FS_FLOAT
+    VEC e = NAME(exp_term)(k, x, base, floor, top);
     s->a = d_add(s->a, f_widen_lo(e));
     s->b = d_add(s->b, f_widen_hi(e));
 #else
-    vd t = d_add(s->a, e);
-    s->b = d_add(s->b, d_sub(e, d_sub(t, s->a)));
+    vd lost, e = NAME(exp_term_and_lost)(k, x, base, floor, top, &lost), t = d_add(s->a, e);
+    s->b = d_add(s->b, d_add(d_sub(e, d_sub(t, s->a)), lost));
     s->a = t;
 #endif
+    return e;
 }
 
 /* a - b, and what rounding took from it: none of a difference of floats. */
@@ -222,8 +234,8 @@ FS_INLINE void NAME(acc_any)(ACC *s, VEC x)
 FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
 {
 #if FS_FLOAT
-    s->a = d_add(s->a, d_mul(f_widen_lo(x), f_widen_lo(y)));
-    s->b = d_add(s->b, d_mul(f_widen_hi(x), f_widen_hi(y)));
+    s->a = d_fma(f_widen_lo(x), f_widen_lo(y), s->a); /* a product of floats is exact in double */
+    s->b = d_fma(f_widen_hi(x), f_widen_hi(y), s->b);
 #else
     vd p = d_mul(x, y);
     NAME(two_sum)(&s->a, &s->b, p);
@@ -383,7 +395,7 @@ typedef struct {
      * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */
     const REAL *next_x, *next_other, *rows_y;
     VEC base, floor, top;
-    VEC hi, lo, m, u, v, q, all, factor;
+    VEC hi, lo, m, u, v, q, all, all_lo, factor;
     VEC inverse, curve, square, apex; /* of second derivatives */
     int flag;
 } NAME(pass);
@@ -464,15 +476,18 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
     ptrdiff_t i = 0;
     if (!cols) {
+        fs_fetch *fetch = c > 4 * W ? p->t->fetch : NULL;
+        const char *ahead = fetch ? fs_fetch_row(fetch) : (const char *)(p->next_x + from);
+        const ptrdiff_t line = fetch ? fetch->line : 64;
         for (; i + 4 * W <= c; i += 4 * W) {
             if (i % (4 * W * SETTLE) == 0)
                 NAME(acc_settle)(&s0, &s1, &kept);
-            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL))
-                __builtin_prefetch(p->next_x + from + i + o, 0, 2);
-            VEC e0 = NAME(exp_term)(k, V(load)(x + i), base, floor, top);
-            VEC e1 = NAME(exp_term)(k, V(load)(x + i + W), base, floor, top);
-            VEC e2 = NAME(exp_term)(k, V(load)(x + i + 2 * W), base, floor, top);
-            VEC e3 = NAME(exp_term)(k, V(load)(x + i + 3 * W), base, floor, top);
+            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += line)
+                __builtin_prefetch(ahead, 0, 2);
+            VEC e0 = NAME(acc_exp)(&s0, k, V(load)(x + i), base, floor, top);
+            VEC e1 = NAME(acc_exp)(&s1, k, V(load)(x + i + W), base, floor, top);
+            VEC e2 = NAME(acc_exp)(&s0, k, V(load)(x + i + 2 * W), base, floor, top);
+            VEC e3 = NAME(acc_exp)(&s1, k, V(load)(x + i + 3 * W), base, floor, top);
             if (save) {
                 for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
                     __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
@@ -481,10 +496,6 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
                 V(store)(save + i + 2 * W, e2);
                 V(store)(save + i + 3 * W, e3);
             }
-            NAME(acc_term)(&s0, e0);
-            NAME(acc_term)(&s1, e1);
-            NAME(acc_term)(&s0, e2);
-            NAME(acc_term)(&s1, e3);
         }
     }
     const REAL *y = x + i;
@@ -494,16 +505,14 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
         {
             if (cols)
                 FETCH(p, j);
-            VEC e = NAME(exp_term)(k, V(load)(y + j), base, floor, top);
+            VEC e = NAME(acc_exp)(&s0, k, V(load)(y + j), base, floor, top);
             if (save)
                 V(store)(z + j, e);
-            NAME(acc_term)(&s0, e);
         },
         {
-            VEC e = NAME(exp_term)(k, V(load_head)(y + j, rest, V(set1)(-(REAL)INFINITY)), base, floor, top);
+            VEC e = NAME(acc_exp)(&s1, k, V(load_head)(y + j, rest, V(set1)(-(REAL)INFINITY)), base, floor, top);
             if (save)
                 V(store_head)(z + j, rest, e);
-            NAME(acc_term)(&s1, e);
         });
     if (cols)
         return NAME(acc_done)(s0, ONSET);
@@ -573,7 +582,7 @@ typedef struct {
     REAL base[ROOM], floor[ROOM], top[ROOM];         /* for exp_term */
     double em[ROOM];                                 /* the maximum's own term, as it was computed */
     double top_term[ROOM], top_lo[ROOM];             /* and what it is, in two parts */
-    double others[ROOM];                             /* sum of the other terms */
+    double others[ROOM], others_lo[ROOM];            /* sum of the other terms */
     double s[ROOM], s_lo[ROOM], inverse[ROOM];       /* sum of all terms, and 1 / s */
     double rest[ROOM], rest_lo[ROOM];                /* others / top_term, in two parts */
     double log[ROOM], log_hi[ROOM], log_lo[ROOM];    /* log1p(rest) = logsumexp - scale m, whole and in two parts */
@@ -768,15 +777,17 @@ FS_INLINE void NAME(group_sums)(GROUP *G, SUMS *sums, ptrdiff_t g, const int col
 {
     NAME(sum_rows)(sums, g, G->s, G->s_lo, cols);
     for (ptrdiff_t o = 0; o < G->n; o += d_W) {
-        vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o), others = d_add(d_sub(s, d_load(G->em + o)), s_lo);
+        vd s = d_load(G->s + o), s_lo = d_load(G->s_lo + o);
+        vd lost, most = NAME(difference)(s, d_load(G->em + o), &lost), rest = d_sub(s_lo, d_load(G->top_lo + o));
+        vd others = d_add(most, rest);
         d_store(G->others + o, others);
+        d_store(G->others_lo + o, FS_FLOAT ? d_set1(0) : d_add(d_add(d_sub(most, others), rest), lost));
 #if FS_FLOAT
         s = d_add(others, d_load(G->top_term + o));
         d_store(G->s + o, s);
         d_store(G->inverse + o, d_reciprocal(s));
 #else
         d_store(G->inverse + o, d_div(d_set1(1), s));
-        d_store(G->s_lo + o, d_add(s_lo, d_load(G->top_lo + o)));
 #endif
     }
 }
@@ -801,7 +812,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
         G.m[r] = next;
     NAME(group_prepare)(&G, k);
     double h, l;
-    long double sum = (long double)G.top_term[0] - G.em[0] + G.top_lo[0];
+    long double sum = (long double)G.top_term[0] - G.em[0];
     for (int side = 0; side < 2; side++) {
         PASS p = {.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = x, .c = side ? c - at - 1 : at, .base = V(set1)(G.base[0]),
                   .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
@@ -823,7 +834,8 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
         d_store(G->rest_lo + o, d_set1(0));
 #else
         vd q = d_div(others, top);
-        d_store(G->rest_lo + o, d_div(d_fnma(q, d_load(G->top_lo + o), NAME(remainder)(others, q, top)), top));
+        vd left = d_add(NAME(remainder)(others, q, top), d_load(G->others_lo + o));
+        d_store(G->rest_lo + o, d_div(d_fnma(q, d_load(G->top_lo + o), left), top));
 #endif
         d_store(G->rest + o, q);
         weak |= (uint64_t)d_bits(d_lt(q, d_set1(DOMINATED))) << o;

@@ -29,10 +29,11 @@ FS_INLINE void NAME(along_sums)(const PASS *row, ptrdiff_t from, ptrdiff_t c, AC
     const VEC ref = p->u, one = V(set1)(1);
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
     EVERYWHERE({
-        VEC d = ALONG_HERE(AT(p->x, 0), AT(p->along, 0));
+        /* Beyond the row the direction is u: no difference. */
+        VEC d = ALONG_HERE(AT(p->x, 0), whole ? V(load)(p->along + j) : V(load_head)(p->along + j, rest, ref));
         NAME(acc_times_difference)(&a, TERM_HERE, d, ref);
         if (p->flag)
-            NAME(acc_times_difference)(&b, WEIGHTS_AT(p->w), d, ref);
+            NAME(acc_times_difference)(&b, p->w ? CLASS_AT(p->w, 0) : one, d, ref);
         FETCH(p, from + j);
     });
     s[0] = NAME(acc_done)(a, 0);

@@ -9,7 +9,13 @@
  *   bounded scale2_if                 max(low, a), if scale2 needs bounded exponents; scale2, or 0 where the mask is not
  *   lt not_less eq select bits        comparisons (only not_less is true for NaN), choice, the mask as an integer
  *   widen_lo widen_hi narrow          (f_ only) a vector of floats as two of doubles
- *   exponent                          (d_ only) floor(log2 a) of a positive normal number
+ *   from_half to_half                 (f_ only) W IEEE halves in memory as floats; rounded to nearest even
+ *   from_brain to_brain               (f_ only) the same for bfloat16, the upper half of a float
+ *   from_float to_float               (d_ only) W floats in memory as doubles
+ *   stream stream_half ...            store, to_half ... past the caches, to addresses that are multiples of the size stored;
+ *                                     FS_STREAMED() orders them before what other threads do next
+ *   from_bool                         W bytes in memory as 0 and 1
+ *   exponent                          floor(log2 a) of a positive normal number
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
  *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)
  *

@@ -117,6 +117,10 @@ FS_INLINE vd d_hi1(vd a, vd b) { return _mm256_unpackhi_pd(a, b); }
         STEP(1, a_[0], a_[1], out);                                                                                   \
     } while (0)
 
+FS_INLINE vf f_exponent(vf a)
+{
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(a), 23), _mm256_set1_epi32(127)));
+}
 FS_INLINE vd d_exponent(vd a)
 {
     /* The biased exponent, moved into the mantissa of 2^52, minus 2^52 + 1023. */
@@ -181,3 +185,37 @@ FS_INLINE void d_transpose_quads(vd *v)
     v[0] = _mm256_unpacklo_pd(a, b);
     v[1] = _mm256_unpackhi_pd(a, b);
 }
+
+/* Element types that are staged. */
+FS_INLINE vf f_from_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+FS_INLINE __m128i f_half(vf v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FS_INLINE vf f_from_brain(const uint16_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+FS_INLINE __m128i f_brain(vf v)
+{
+    /* Half an ULP less one bit, plus the last bit kept, carries to even. */
+    __m256i u = _mm256_castps_si256(v), h = _mm256_srli_epi32(u, 16);
+    __m256i even = _mm256_add_epi32(_mm256_and_si256(h, _mm256_set1_epi32(1)), _mm256_set1_epi32(0x7fff));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, even), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    rounded = _mm256_blendv_epi8(rounded, _mm256_or_si256(h, _mm256_set1_epi32(0x40)), nan);
+    __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
+    return _mm256_castsi256_si128(packed);
+}
+FS_INLINE vf f_from_bool(const uint8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+FS_INLINE vd d_from_float(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
+FS_INLINE void d_to_float(float *p, vd v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
+FS_INLINE vd d_from_bool(const uint8_t *p) { return _mm256_setr_pd(p[0], p[1], p[2], p[3]); }
+FS_INLINE void f_stream(float *p, vf v) { _mm256_stream_ps(p, v); }
+FS_INLINE void d_stream(double *p, vd v) { _mm256_stream_pd(p, v); }
+FS_INLINE void f_to_half(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, f_half(v)); }
+FS_INLINE void f_stream_half(uint16_t *p, vf v) { _mm_stream_si128((__m128i *)p, f_half(v)); }
+FS_INLINE void f_to_brain(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, f_brain(v)); }
+FS_INLINE void f_stream_brain(uint16_t *p, vf v) { _mm_stream_si128((__m128i *)p, f_brain(v)); }
+FS_INLINE void d_stream_float(float *p, vd v) { _mm_stream_ps(p, _mm256_cvtpd_ps(v)); }
+#define FS_STREAMED() _mm_sfence()

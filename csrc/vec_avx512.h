@@ -98,7 +98,8 @@ FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
         STEP(2, b_[0], b_[1], out);                                                                                   \
     } while (0)
 
-/* Exponent of |a| as a double, and a's mantissa scaled into [1, 2). */
+/* Exponent of |a|. */
+FS_INLINE vf f_exponent(vf a) { return _mm512_getexp_ps(a); }
 FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }
 
 /* Two steps of Newton's: a division of 8 doubles keeps the divider busy for 16 cycles. */
@@ -193,3 +194,39 @@ FS_INLINE void d_transpose_quads(vd *v)
     v[0] = _mm512_unpacklo_pd(a, b);
     v[1] = _mm512_unpackhi_pd(a, b);
 }
+
+/* Element types that are staged. */
+FS_INLINE vf f_from_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+FS_INLINE __m256i f_half(vf v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+FS_INLINE vf f_from_brain(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+FS_INLINE __m256i f_brain(vf v)
+{
+    /* Not vcvtneps2bf16, which flushes subnormals.  Half an ULP less one bit, plus the last bit kept, carries to even. */
+    __m512i u = _mm512_castps_si512(v), h = _mm512_srli_epi32(u, 16);
+    __m512i even = _mm512_add_epi32(_mm512_and_si512(h, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, even), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, h, _mm512_set1_epi32(0x40));
+    return _mm512_cvtepi32_epi16(rounded);
+}
+FS_INLINE vf f_from_bool(const uint8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+FS_INLINE vd d_from_float(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
+FS_INLINE void d_to_float(float *p, vd v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
+FS_INLINE vd d_from_bool(const uint8_t *p)
+{
+    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+FS_INLINE void f_stream(float *p, vf v) { _mm512_stream_ps(p, v); }
+FS_INLINE void d_stream(double *p, vd v) { _mm512_stream_pd(p, v); }
+FS_INLINE void f_to_half(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, f_half(v)); }
+FS_INLINE void f_stream_half(uint16_t *p, vf v) { _mm256_stream_si256((__m256i *)p, f_half(v)); }
+FS_INLINE void f_to_brain(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, f_brain(v)); }
+FS_INLINE void f_stream_brain(uint16_t *p, vf v) { _mm256_stream_si256((__m256i *)p, f_brain(v)); }
+FS_INLINE void d_stream_float(float *p, vd v) { _mm256_stream_ps(p, _mm512_cvtpd_ps(v)); }
+#define FS_STREAMED() _mm_sfence()

@@ -108,6 +108,7 @@ FS_INLINE vd d_lo0(vd a, vd b) { return (vd){a[0], b[0]}; }
 FS_INLINE vd d_hi0(vd a, vd b) { return (vd){a[1], b[1]}; }
 #define d_TREE(STEP, T, v, out) STEP(0, v[0], v[1], out)
 
+FS_INLINE vf f_exponent(vf a) { return __builtin_convertvector(((mf)a >> 23) - 127, vf); }
 FS_INLINE vd d_exponent(vd a)
 {
     md e = (md)((md)a >> 52);
@@ -140,3 +141,53 @@ FS_INLINE void d_transpose_quads(vd *v)
     v[0] = (vd){a[0], b[0]};
     v[1] = (vd){a[1], b[1]};
 }
+
+/* Element types that are staged. */
+typedef uint32_t uf __attribute__((vector_size(16)));
+
+FS_INLINE uf f_choose(mf m, uf a, uf b) { return (a & (uf)m) | (b & ~(uf)m); }
+FS_INLINE vf f_from_half(const uint16_t *p)
+{
+    const uf h = {p[0], p[1], p[2], p[3]}, exponent = h & 0x7c00;
+    uf u = ((h & 0x7fff) << 13) + ((127u - 15) << 23);                    /* rebias the exponent */
+    u = f_choose((mf)(exponent == 0x7c00), u + ((128u - 16) << 23), u); /* infinity and NaN: the largest one */
+    /* A subnormal gets the implicit bit that it lacks, which is then subtracted. */
+    uf subnormal = (uf)((vf)(u + (1u << 23)) - 0x1p-14f);
+    return (vf)(f_choose((mf)(exponent == 0), subnormal, u) | (h & 0x8000) << 16);
+}
+FS_INLINE void f_to_half(uint16_t *p, vf v)
+{
+    uf u = (uf)v, sign = u >> 16 & 0x8000;
+    u &= 0x7fffffff;
+    uf normal = (u + ((u >> 13 & 1) + 0xfff) - ((127u - 15) << 23)) >> 13; /* may carry to infinity, as it should */
+    uf subnormal = (uf)((vf)u + 0.5f) - 0x3f000000; /* 0.5 has the ULP of the smallest half: the addition rounds */
+    uf h = f_choose((mf)(u < 0x38800000), subnormal, normal);
+    h = f_choose((mf)(u >= 0x47800000), f_choose((mf)(u > 0x7f800000), (uf){0} + 0x7e00, (uf){0} + 0x7c00), h) | sign;
+    for (int j = 0; j < 4; j++)
+        p[j] = (uint16_t)h[j];
+}
+FS_INLINE vf f_from_brain(const uint16_t *p) { return (vf)((uf){p[0], p[1], p[2], p[3]} << 16); }
+FS_INLINE void f_to_brain(uint16_t *p, vf v)
+{
+    /* Half an ULP less one bit, plus the last bit kept, carries to even. */
+    uf u = (uf)v, h = u >> 16;
+    h = f_choose((mf)((u & 0x7fffffff) > 0x7f800000), h | 0x40, (u + ((h & 1) + 0x7fff)) >> 16);
+    for (int j = 0; j < 4; j++)
+        p[j] = (uint16_t)h[j];
+}
+FS_INLINE vf f_from_bool(const uint8_t *p) { return (vf){p[0], p[1], p[2], p[3]}; }
+FS_INLINE vd d_from_float(const float *p) { return (vd){p[0], p[1]}; }
+FS_INLINE void d_to_float(float *p, vd v)
+{
+    p[0] = (float)v[0];
+    p[1] = (float)v[1];
+}
+FS_INLINE vd d_from_bool(const uint8_t *p) { return (vd){p[0], p[1]}; }
+
+/* No stores past the caches in the portable vocabulary. */
+#define f_stream f_store
+#define d_stream d_store
+#define f_stream_half f_to_half
+#define f_stream_brain f_to_brain
+#define d_stream_float d_to_float
+#define FS_STREAMED() ((void)0)

@@ -1,4 +1,5 @@
-/* Functions of vectors of doubles, over any vocabulary: the logarithm and the exponential of a reduced argument. */
+/* Functions over any vocabulary: the logarithm and the exponential of a reduced argument, of vectors of doubles, and the
+ * logarithm's polynomial for vectors of floats. */
 
 #if !FS_FUSED
 /* a b - p for p = fl(a b), by Dekker's product: the halves of a and b multiply exactly. */
@@ -32,6 +33,27 @@ FS_INLINE vd d_exp_quotient_of_float(vd r, vd r2)
     return d_fma(r2, d_fma(r2, c, b), a);
 }
 
+/* P(z) with log((1 + s) / (1 - s)) = 2 s + s z P(z), z = s^2. */
+FS_INLINE vd d_log_quotient(vd z)
+{
+    vd z2 = d_mul(z, z);
+    return d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
+                          d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
+                d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
+}
+
+/* P(f) with log(1 + f) = f - f^2/2 + f^3 P(f), for 1 + f from sqrt(1/2) to 3/2. */
+FS_INLINE vf f_log1p_quotient(vf f)
+{
+    vf f2 = f_mul(f, f), f4 = f_mul(f2, f2);
+    vf a = f_fma(f, f_set1(LOG1P_F32_P1), f_set1(LOG1P_F32_P0));
+    vf b = f_fma(f, f_set1(LOG1P_F32_P3), f_set1(LOG1P_F32_P2));
+    vf c = f_fma(f, f_set1(LOG1P_F32_P5), f_set1(LOG1P_F32_P4));
+    vf d = f_fma(f, f_set1(LOG1P_F32_P7), f_set1(LOG1P_F32_P6));
+    vf e = f_fma(f4, f_set1(LOG1P_F32_P8), f_fma(f2, d, c));
+    return f_fma(f4, e, f_fma(f2, b, a));
+}
+
 enum { LOG, LOG1P, LOG1P_OF_FLOATS };
 
 /* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of
@@ -48,13 +70,11 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
         lost = d_select(d_lt(t, d_set1(0x1p-20)), d_sub(t, d_sub(u, one)), zero);
     vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
     vd f = d_sub(d_scale2(u, d_sub(zero, n)), one);
-    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), z2 = d_mul(z, z);
-    vd p = d_fma(z2, d_fma(z2, d_fma(z2, d_set1(LOG_F64_P6), d_fma(z, d_set1(LOG_F64_P5), d_set1(LOG_F64_P4))),
-                          d_fma(z, d_set1(LOG_F64_P3), d_set1(LOG_F64_P2))),
-                d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
+    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), p = d_log_quotient(z);
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
     vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
-    *low = d_sub(f, d_sub(half, small));
+    vd most = d_sub(f, half);
+    *low = d_add(most, d_add(d_sub(d_sub(f, most), half), small));
     return d_mul(n, d_set1(LN2_HI_F64_NOFMA));
 }

@@ -18,6 +18,7 @@ HEADINGS = {
     "_forward": "Forward",
     "_derivatives": "Derivatives",
     "_losses": "Losses",
+    "_divergences": "Losses",
     "_second_order": "Losses, second order",
 }
 OTHERS = "Backends, threads, introspection"

@@ -1,11 +1,19 @@
 """The seam: the only file that knows which backends exist.
 
-A backend is a module of this package with the same five doors:
+A backend is a module of this package with the same seven doors:
 
 ``name``
     What ``use_backend`` and ``FASTSOFTMAX_BACKEND`` call it.
 ``strided``
     Whether its kernels take operands with any strides; if not, the plan hands them contiguous rows only.
+``reads``
+    For each computing dtype, the names of the other dtypes in which its kernels read and write ROW and ONE operands as
+    they are, each operand in its own; the plan converts the rest.  Each result is rounded once.
+``masks``
+    Whether its kernels take the options of logits, ``kernel(..., where=, factor=, poison=, gradient=)``.  The first
+    input is multiplied by the factor; classes where ``where``, a bool per element, is False are excluded (-inf); with
+    ``poison`` a row whose included logits are all -inf is NaN.  The output of number ``gradient``, if not -1, is
+    multiplied by the factor, too, and cleared where a class is excluded.  If not, the plan does it.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
 ``quick(op, ins, outs, params)``
@@ -22,14 +30,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-Kernel = Callable[[Sequence[Any], Sequence[Any], tuple[float, ...], int], None]
+Kernel = Callable[..., None]
 
 # In the order of preference of "auto".
 BACKENDS = ("cython", "numba", "numpy")
@@ -43,6 +52,8 @@ class Backend(Protocol):
 
     name: str
     strided: bool
+    reads: Mapping[np.dtype[Any], frozenset[str]]
+    masks: bool
 
     def why_not(self) -> str | None:
         """Return None if the backend can run, else the reason."""
@@ -66,11 +77,23 @@ def _known(name: str, source: str, known: Sequence[str]) -> str:
     return name
 
 
+def _asked_for(variable: str, known: Sequence[str], default: str) -> str:
+    """Return what an environment variable asks for.
+
+    The command line cannot report an error in it: the package is imported before any of its code runs.
+    """
+    try:
+        return _known(os.environ.get(variable) or default, variable, known)
+    except ValueError as error:
+        if os.path.basename(sys.argv[0]) == "fastsoftmax" or (sys.argv[0] == "-m" and "fastsoftmax" in sys.orig_argv):
+            print(f"fastsoftmax: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
 # Read once, when the package is imported: a misspelt name must not wait for the first call.
-_requested = _known(os.environ.get("FASTSOFTMAX_BACKEND", "auto") or "auto", "FASTSOFTMAX_BACKEND", ("auto", *BACKENDS))
-isa_cap = _known(
-    os.environ.get("FASTSOFTMAX_ISA", INSTRUCTION_SETS[-1]) or INSTRUCTION_SETS[-1], "FASTSOFTMAX_ISA", INSTRUCTION_SETS
-)
+_requested = _asked_for("FASTSOFTMAX_BACKEND", ("auto", *BACKENDS), "auto")
+isa_cap = _asked_for("FASTSOFTMAX_ISA", INSTRUCTION_SETS, INSTRUCTION_SETS[-1])
 
 _modules: dict[str, Backend] = {}
 _override: ContextVar[Backend | None] = ContextVar("fastsoftmax_backend", default=None)

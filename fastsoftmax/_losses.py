@@ -45,7 +45,48 @@ class ValueAndGrad(NamedTuple):
     grad: Any
 
 
-class _Loss:
+class Reduction:
+    """How the losses of rows become the result of a call, and its gradient theirs."""
+
+    frame: Frame
+    reduction: str
+    empty: float
+    loss_dtype: np.dtype[Any]
+
+    def upstream(self, grad_output: Any, divisor: float) -> Any:
+        """Return the gradient with respect to each row's loss."""
+        if grad_output is None:
+            upstream: Any = 1.0
+        elif self.reduction == "none":
+            upstream = _plan.per_row("grad_output", grad_output, self.frame)
+        else:
+            a = _plan.as_real("grad_output", grad_output)
+            if a.size != 1:
+                raise ValueError(
+                    f"grad_output has shape {a.shape}; expected a scalar with reduction={self.reduction!r}"
+                )
+            upstream = float(a.reshape(())[()])
+        if self.reduction != "mean":
+            return upstream
+        if divisor == 0:
+            return 0.0 if self.empty else np.nan
+        return upstream / divisor
+
+    def reduced(self, losses: Any, divisor: float) -> Any:
+        if self.reduction == "none":
+            return losses
+        losses = np.asarray(losses)
+        total = float(_plan.total(losses.reshape(-1))) if losses.size else 0.0
+        if self.reduction == "mean":
+            if divisor == 0:
+                total = 0.0 if self.empty else np.nan
+            else:
+                total /= divisor
+        with np.errstate(over="ignore"):
+            return self.loss_dtype.type(total)
+
+
+class _Loss(Reduction):
     """One call of a cross-entropy: arguments checked and brought into the table's terms, then run."""
 
     def __init__(
@@ -193,38 +234,6 @@ class _Loss:
         ins = [known[name] for name, _ in op.ins]
         params = {name: known[name] for name in op.params}
         return _plan.run(op.name, self.frame, ins, outs, params, self.dtype, **options)
-
-    def upstream(self, grad_output: Any, divisor: float) -> Any:
-        """Return the gradient with respect to each row's loss."""
-        if grad_output is None:
-            upstream: Any = 1.0
-        elif self.reduction == "none":
-            upstream = _plan.per_row("grad_output", grad_output, self.frame)
-        else:
-            a = _plan.as_real("grad_output", grad_output)
-            if a.size != 1:
-                raise ValueError(
-                    f"grad_output has shape {a.shape}; expected a scalar with reduction={self.reduction!r}"
-                )
-            upstream = float(a.reshape(())[()])
-        if self.reduction != "mean":
-            return upstream
-        if divisor == 0:
-            return 0.0 if self.empty else np.nan
-        return upstream / divisor
-
-    def reduced(self, losses: Any, divisor: float) -> Any:
-        if self.reduction == "none":
-            return losses
-        losses = np.asarray(losses)
-        total = float(_plan.total(losses.reshape(-1))) if losses.size else 0.0
-        if self.reduction == "mean":
-            if divisor == 0:
-                total = 0.0 if self.empty else np.nan
-            else:
-                total /= divisor
-        with np.errstate(over="ignore"):
-            return self.loss_dtype.type(total)
 
 
 def _quick(

@@ -5,8 +5,10 @@ The kernels are in the modules that ``MODULES`` names, which import Numba and ar
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
+import multiprocessing
 import os
 import sys
 import threading
@@ -22,9 +24,11 @@ from ._ops import ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
+masks = False
+reads = {np.dtype(np.float32): frozenset({"float16", "bfloat16"})}
 
 # Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
-MODULES = ("_numba_kernels", "_numba_second_order")
+MODULES = ("_numba_kernels", "_numba_divergences", "_numba_second_order")
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition of 256 float32 classes (a logsumexp of 100000 x 200 took 4.8 ms
@@ -86,11 +90,12 @@ def facts() -> dict[str, str]:
 # --- threads ------------------------------------------------------------------------------------------------------
 #
 # Numba's layers differ in what they forgive.  "omp" terminates a forked child that starts a parallel kernel (SIGTERM
-# from Numba itself), "workqueue" aborts the process when two threads are in parallel kernels at once (SIGABRT).  A
-# call that might meet this is computed by the thread that makes it; the results are the same, bit for bit.
+# from Numba itself), and inside a parallel region starts another team; "workqueue" aborts the process when two threads
+# are in parallel kernels at once (SIGABRT), nested ones included.  A call that might meet this is computed by the
+# thread that makes it; the results are the same, bit for bit.
 
+# As in csrc/pool.c: a second call computes alone, and adds no threads to a busy machine.
 _one_at_a_time = threading.Lock()
-_serial = False
 
 
 def _layer() -> str | None:
@@ -103,31 +108,52 @@ def _layer() -> str | None:
 
 
 def _after_fork() -> None:
-    """Note, in a forked child, that the parent's threads are not here."""
+    """Note, in a forked child, that the parent's threads are not here, whoever started them."""
     global _serial
-    if _kernels and _layer() is not None:
+    if "numba" in sys.modules and _layer() is not None:
         _serial = True
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
+# Threads that somebody else started before this module was imported may have been the parent's, too.
+_serial = "numba" in sys.modules and _layer() is not None and multiprocessing.parent_process() is not None
+
+
+@cache
+def _openmp() -> ctypes.CDLL:
+    """Return the OpenMP runtime that Numba's layer is linked with; looking a symbol up searches the dependencies."""
+    return ctypes.CDLL(importlib.import_module("numba.np.ufunc.omppool").__file__)
+
+
+def _allowed(layer: str | None) -> int:
+    """Return how many threads a launch may use here and now: 1 inside a parallel region."""
+    if layer == "omp":
+        openmp = _openmp()
+        # The second is what threadpoolctl sets.  Numba's own launch asks for a number and does not heed it.
+        return 1 if openmp.omp_in_parallel() else int(openmp.omp_get_max_threads())
+    if layer == "workqueue":
+        # All work is done by threads that Python did not start.
+        return 1 if isinstance(threading.current_thread(), threading._DummyThread) else sys.maxsize
+    return sys.maxsize  # tbb's regions nest, and share their threads
+
 
 def _launch(function: Any, threads: int, *args: Any) -> bool:
-    """Run a parallel kernel; return False if that is not safe now."""
+    """Run a parallel kernel; return False if that is not safe now, or not allowed."""
     global _serial
-    if _serial:
-        return False
-    numba = _package()
     # The first launch chooses the layer, and not even that is safe for two at once.
-    alone = _layer() not in ("tbb", "omp")
-    if alone and not _one_at_a_time.acquire(blocking=False):
+    if _serial or not _one_at_a_time.acquire(blocking=False):
         return False
     try:
+        numba = _package()
         try:
             before = numba.get_num_threads()
         except ValueError:  # no layer can be loaded, or not the one that was asked for
             _serial = True
+            return False
+        threads = min(threads, _allowed(_layer()))
+        if threads == 1:
             return False
         numba.set_num_threads(threads)
         try:
@@ -135,8 +161,7 @@ def _launch(function: Any, threads: int, *args: Any) -> bool:
         finally:
             numba.set_num_threads(before)
     finally:
-        if alone:
-            _one_at_a_time.release()
+        _one_at_a_time.release()
     return True
 
 

@@ -1821,9 +1821,11 @@ def included_part(start, stop, way, p, factors):
     top = excluded
     nan = excluded != excluded
     for k in range(start, stop, lanes(p)):
-        v = select(load(factors, k, stop - k, 0.0) == 0.0, excluded, load(p, k, stop - k, -math.inf))
+        w = load(factors, k, stop - k, 0.0)
+        v = select(w == 0.0, excluded, load(p, k, stop - k, -math.inf))
         top = larger(top, v)
-        nan = nan | (v != v)
+        # The sums leave out terms whose exponential is 0; times a factor that is not finite such a term is NaN.
+        nan = nan | (v != v) | (w != w) | ((absolute(w) == math.inf) & (v == -math.inf))
     return select(fold_any(p, nan, way), 1.0, 0.0), 0.0, 0.0, 0.0, fold_max(p, top, way)
 
 
@@ -1835,7 +1837,7 @@ def weighted_part(start, stop, way, p, factors, constants, frame, damp):
     for k in range(start, stop, lanes(p)):
         v, w = load(p, k, stop - k, -math.inf), load(factors, k, stop - k, 0.0)
         v = select(w == 0.0, excluded, v)
-        infinite = infinite + widen(select(v == math.inf, w * math.inf, zero))
+        infinite = infinite + widen(select((v == math.inf) | (absolute(w) == math.inf), w * math.inf, zero))
         e = exp_terms(v, constants, frame)
         hi, lo = accumulate_product(p, hi, lo, widen(e) * damp, widen(select(e == zero, zero, w)))
     hi, lo = fold_sum(p, hi, lo, way)

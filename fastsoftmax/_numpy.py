@@ -12,6 +12,8 @@ from ._ops import LABEL, ONE, OPS
 
 name = "numpy"
 strided = False
+masks = False
+reads: dict[np.dtype[Any], frozenset[str]] = {}
 
 # longdouble is float64 on some platforms (MSVC, 64-bit Arm macOS); the reference is less exact there.
 WIDER = {np.dtype(np.float32): np.float64, np.dtype(np.float64): np.longdouble}

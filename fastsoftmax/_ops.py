@@ -15,8 +15,9 @@ CLASS     ``c``        one vector of ``c`` classes, shared by all rows
 SQUARE    ``(c,c)``    one matrix per row
 ========= ============ =====================================================================
 
-By convention a ROW input called ``x`` holds logits (the plan applies ``where`` and ``softcap`` to it) and a
-ROW output called ``dx`` a gradient with respect to them (the plan applies the chain rule's factor).
+By convention a ROW input called ``x`` holds logits (the plan applies ``where`` and ``softcap`` to it), a ROW input
+called ``y`` a label of each class for itself (the plan makes it 0 where ``where`` excludes the class) and a ROW output
+called ``dx`` a gradient with respect to the logits (the plan applies the chain rule's factor).
 
 ``definition`` is the executable mathematics, on arrays of rows in any floating dtype.  Evaluated in
 ``longdouble`` it is the tests' oracle; evaluated one precision up and rounded once it is the ``numpy``
@@ -397,10 +398,10 @@ def _diagonal(mass: Array, p: Array, not_p: Array, lse: Array, zloss: Any) -> Ar
 
 
 def _loss_jvp(
-    x: Array, q: Array, u: Array, v: Array, scale: Any, zloss: Any, empty: Any
+    x: Array, q: Array, d: Array, v: Array, scale: Any, zloss: Any, empty: Any
 ) -> tuple[Array, Array]:  # fmt: skip
     loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
-    terms = _row_gradient(q, p, not_p, lse, zloss, empty) * np.where(x == -np.inf, 0, u)
+    terms = _row_gradient(q, p, not_p, lse, zloss, empty) * np.where(x == -np.inf, 0, d)
     return loss, terms.sum(-1) * v * scale
 
 
@@ -414,28 +415,28 @@ def _loss_hess(
 
 
 @_op(
-    "x:(c) y:()i u:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss ignore",
+    "x:(c) y:()i d:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss ignore",
     ulp=4, bytes_moved=2, public="cross_entropy_jvp", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_index_jvp(
-    x: Array, y: Array, u: Array, w: Array, v: Array, *,
+    x: Array, y: Array, d: Array, w: Array, v: Array, *,
     scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """Loss against class indices, and its derivative along u."""
+    """Loss against class indices, and its derivative along d."""
     q, ignored = _one_hot(x, y, w, keep, spread, ignore)
-    return tuple(np.where(ignored, 0, a) for a in _loss_jvp(x, q, u, v, scale, zloss, empty))
+    return tuple(np.where(ignored, 0, a) for a in _loss_jvp(x, q, d, v, scale, zloss, empty))
 
 
 @_op(
-    "x:(c) t:(c) u:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss",
+    "x:(c) t:(c) d:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss",
     ulp=4, bytes_moved=3, public="cross_entropy_jvp", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_probs_jvp(
-    x: Array, t: Array, u: Array, w: Array, v: Array, *,
+    x: Array, t: Array, d: Array, w: Array, v: Array, *,
     scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """Loss against probabilities, and its derivative along u."""
-    return _loss_jvp(x, w * (keep * t + spread), u, v, scale, zloss, empty)
+    """Loss against probabilities, and its derivative along d."""
+    return _loss_jvp(x, w * (keep * t + spread), d, v, scale, zloss, empty)
 
 
 @_op(
@@ -465,18 +466,18 @@ def cross_entropy_probs_hess(
 
 
 @_op(
-    "x:(c) y:()i u:(c) q:() v:()", "hv:(c)", "scale empty zloss ignore",
+    "x:(c) y:()i d:(c) q:() v:()", "hv:(c)", "scale empty zloss ignore",
     ulp=4, bytes_moved=3, public="cross_entropy_hvp", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_hvp(
-    x: Array, y: Array, u: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any
+    x: Array, y: Array, d: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any
 ) -> tuple[Array, ...]:
-    """``hv = scale**2 H u``, where q is the sum of a row's targets; of y only matters which rows are ignored."""
+    """``hv = scale**2 H d``, where q is the sum of a row's targets; of y only matters which rows are ignored."""
     _, p, _, lse = _parts(x, scale, empty)
     dead = x == -np.inf
-    hv = p * _curvature(q[:, None], lse, zloss) * _centred(p, u, x, dead)
+    hv = p * _curvature(q[:, None], lse, zloss) * _centred(p, d, x, dead)
     if zloss:
-        hv = hv + 2 * zloss * p * (p * np.where(dead, 0, u)).sum(-1, keepdims=True)
+        hv = hv + 2 * zloss * p * (p * np.where(dead, 0, d)).sum(-1, keepdims=True)
     hv = np.where(p == 0, 0, hv) * v[:, None] * scale**2
     return (np.where((y == int(ignore))[:, None], 0, hv),)
 
@@ -495,6 +496,133 @@ def cross_entropy_hessian(
     i = np.arange(x.shape[-1])
     h[:, i, i] = _diagonal(mass, p, not_p, lse, zloss)
     return (np.where((y == int(ignore))[:, None, None], 0, h * v[:, None, None] * scale**2),)
+
+
+# --- divergences ------------------------------------------------------------------------------------------------
+
+
+def _entropy(x: Array, scale: Any, empty: Any) -> tuple[Array, Array, Array]:
+    """Return the entropy of each row, p, and ``log p + entropy`` without cancellation.
+
+    ``-sum p log p = log(sum exp d) - <p, d>`` with ``d = scale (x - max x)``: two terms that are not negative.
+    """
+    d, m, e, rest = _shifted(x, scale)
+    p = e / e.sum(-1, keepdims=True)
+    d = np.where(p == 0, 0, d)
+    mean = (p * d).sum(-1, keepdims=True)
+    broken = ~np.isfinite(m)
+    h, p = (np.where(broken, np.nan, a) for a in (np.log1p(rest) - mean, p))
+    if empty:
+        h, p = (np.where(m == -np.inf, 0, a) for a in (h, p))
+    return h[:, 0], p, d - mean
+
+
+@_op("x:(c) v:()", "loss:()", "scale empty", ulp=3, bytes_moved=1, public="entropy")
+def entropy(x: Array, v: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``loss = -v sum_c p_c log p_c`` with ``p = softmax(scale x)``."""
+    return (v * _entropy(x, scale, empty)[0],)
+
+
+@_op(
+    "x:(c) v:() g:()", "loss:() dx:(c)", "scale empty",
+    ulp=4, bytes_moved=2, public="entropy_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def entropy_grad(x: Array, v: Array, g: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """Entropy, and its gradient times g: ``dx = -scale v g p (log p + entropy)``."""
+    h, p, log_ratio = _entropy(x, scale, empty)
+    return v * h, np.where(p == 0, 0, -p * log_ratio) * (v * g)[:, None] * scale
+
+
+def _divergence(x: Array, t: Array, v: Array, scale: Any, empty: Any) -> Array:
+    """Return v sum t (log t - log p), summed term by term: near p = t the terms are small, their parts are not."""
+    d, m, _, rest = _shifted(x, scale)
+    log_ratio = (np.log(np.where(t == 0, 1, t)) - d) + np.log1p(rest)
+    if empty:
+        log_ratio = np.where(m == -np.inf, np.inf, log_ratio)
+        m = np.where(m == -np.inf, 0, m)
+    total = np.where(t == 0, 0, t * log_ratio).sum(-1)
+    return np.where(np.isfinite(m[:, 0]) & ~np.isnan(x).any(-1), v * total, np.nan)
+
+
+@_op("x:(c) t:(c) v:()", "loss:()", "scale empty", ulp=4, bytes_moved=2, public="kl_divergence", ulp_kind="term")
+def kl_divergence(x: Array, t: Array, v: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """``loss = v sum_c t_c (log t_c - log p_c)`` with ``p = softmax(scale x)`` and ``0 log 0 = 0``."""
+    return (_divergence(x, t, v, scale, empty),)
+
+
+@_op(
+    "x:(c) t:(c) v:() g:()", "loss:() dx:(c)", "scale empty",
+    ulp=4, bytes_moved=3, public="kl_divergence_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def kl_divergence_grad(x: Array, t: Array, v: Array, g: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
+    """Divergence, and its gradient times g: ``dx = scale v g (p sum(t) - t)``, as of a cross-entropy."""
+    return _divergence(x, t, v, scale, empty), _loss_grad(x, t, v, g, scale, 0, empty)[1]
+
+
+# --- binary cross-entropy ---------------------------------------------------------------------------------------
+#
+# Every class is a question of its own, with label y, positive weight u (times `positive`, the same for all) and z:
+#     loss = w v (u y softplus(-z) + (1 - y) softplus(z))
+#     dx = scale w v g ((1 - y) sigmoid(z) - u y sigmoid(-z))
+
+
+def _binary(
+    x: Array, y: Array, w: Array, u: Array, v: Array, scale: Any, positive: Any
+) -> tuple[Array, Array]:  # fmt: skip
+    """Return the loss of each element and its derivative by ``scale x``; no part of either cancels for y in [0, 1]."""
+    z, lost = _product(x, scale)
+    a = np.abs(z)
+    e = np.exp(-a)
+    e = np.where(lost == 0, e, e - e * lost * np.sign(z))
+    no, yes = 1 - y, u * positive * y
+    against, right = np.where(z < 0, yes, no), np.where(z < 0, no, yes)
+    factor = w * v[:, None]
+    linear = np.where(against == 0, 0, against * a)
+    slope = np.where(z < 0, -1, 1) * (against - right * e) / (1 + e)
+    return factor * (linear + (no + yes) * np.log1p(e)), factor * slope
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:()", "loss:(c)", "scale positive",
+    ulp=4, bytes_moved=3, public="binary_cross_entropy", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy(
+    x: Array, y: Array, w: Array, u: Array, v: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """``loss_c = v w_c (u_c y_c softplus(-scale x_c) + (1 - y_c) softplus(scale x_c))``, of each element."""
+    return (_binary(x, y, w, u, v, scale, positive)[0],)
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:() g:(c)", "loss:(c) dx:(c)", "scale positive",
+    ulp=4, bytes_moved=5, public="binary_cross_entropy_value_and_grad", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Loss of each element, and its derivative times g."""
+    loss, slope = _binary(x, y, w, u, v, scale, positive)
+    return loss, slope * g * scale
+
+
+@_op("x:(c) y:(c) w:c u:c v:()", "loss:()", "scale positive", ulp=4, bytes_moved=2, public="", ulp_kind="term")
+def binary_cross_entropy_sum(
+    x: Array, y: Array, w: Array, u: Array, v: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Sum of the losses of a row's elements."""
+    return (_binary(x, y, w, u, v, scale, positive)[0].sum(-1),)
+
+
+@_op(
+    "x:(c) y:(c) w:c u:c v:() g:()", "loss:() dx:(c)", "scale positive",
+    ulp=4, bytes_moved=3, public="", ulp_kind="term",
+)  # fmt: skip
+def binary_cross_entropy_sum_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any
+) -> tuple[Array, ...]:
+    """Sum of the losses of a row's elements, and its gradient times g."""
+    loss, slope = _binary(x, y, w, u, v, scale, positive)
+    return loss.sum(-1), slope * g[:, None] * scale
 
 
 # --- internal: reductions of per-row results ---------------------------------------------------------------------

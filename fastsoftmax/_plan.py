@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -317,25 +317,38 @@ def execute(
             # Even over the included classes, whose number differs from row to row: the tile of targets takes it.
             staging.smoothing, staging.ignore = smoothing, ignore
             params = {**params, "keep": 1.0, "spread": 0.0}
+    room = _backends.current()
     views = [
         a if name == "t" and ignore is not None else _view(frame, kind, a)
         for (name, kind), a in zip(op.ins, ins, strict=True)
     ]
+    reads = room.reads.get(dtype, frozenset())
+    with np.errstate(all="ignore"):
+        # One number per row, or per class: converted here, so that it does not make the plan stage the rows.
+        views = [
+            a if kind not in (ONE, CLASS) or _ready(a, kind, dtype, reads) else a.astype(dtype)
+            for (_, kind), a in zip(op.ins, views)
+        ]
     targets = [_view(frame, kind, a) for (_, kind), a in zip(op.outs, outs, strict=True)]
     values = tuple(params[p] for p in op.params)
-    room = _backends.current()
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
-    if staging is None and all(_ready(a, kind, dtype) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
-        shape = _collapsed_shape(frame, op.ins + op.outs, views + targets, room.strided)
+    native = staging is None or (room.masks and staging.softcap is None and not staging.smoothing)
+    if staging is not None and any(name in DERIVATIVES and name != "dx" for name, _ in op.outs):
+        native = False  # the backends' chain rule is that of a gradient
+    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
+        kinds, operands = op.ins + op.outs, views + targets
+        if where is not None:
+            kinds, operands = (*kinds, ("where", ROW)), [*operands, frame.rows(where)]
+        shape = _collapsed_shape(frame, kinds, operands, room.strided)
         if shape is not None:
-            n1, n2 = shape
-            kernel(
-                [_reshape(kind, a, n1, n2, frame.c) for (_, kind), a in zip(op.ins, views)],
-                [_reshape(kind, a, n1, n2, frame.c) for (_, kind), a in zip(op.outs, targets)],
-                values,
-                threads,
-            )
+            operands = [_reshape(kind, a, *shape, frame.c) for (_, kind), a in zip(kinds, operands)]
+            options: dict[str, Any] = {}
+            if staging is not None:
+                gradient = next((k for k, (name, _) in enumerate(op.outs) if name == "dx"), -1)
+                mask = None if where is None else operands.pop()
+                options = {"where": mask, "factor": staging.factor, "poison": staging.poison, "gradient": gradient}
+            kernel(operands[: len(op.ins)], operands[len(op.ins) :], values, threads, **options)
             return
     with np.errstate(all="ignore"):
         _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging)
@@ -352,12 +365,15 @@ def _view(frame: Frame, kind: str, a: Any) -> Any:
     return a if frame.shape else a.reshape((*frame.batch_shape, *a.shape[a.ndim :]) if kind != SQUARE else (1, 1))
 
 
-def _ready(a: Any, kind: str, dtype: np.dtype[Any]) -> bool:
+def _ready(a: Any, kind: str, dtype: np.dtype[Any], reads: Set[str]) -> bool:
     """Tell whether a kernel can read or write the operand's elements as they lie in memory."""
     if not isinstance(a, np.ndarray):
         return True
-    expected = np.int64 if kind == LABEL else dtype
-    return a.dtype == expected and a.flags.aligned
+    if not a.flags.aligned:
+        return False
+    if a.dtype == (np.int64 if kind == LABEL else dtype):
+        return True
+    return kind in (ROW, ONE) and a.dtype.name in reads and a.dtype.isnative
 
 
 def _collapsed_shape(
@@ -469,6 +485,8 @@ def _execute_staged(
                 if staging is not None and name == "x":
                     included = None if mask is None else mask[index].reshape(1, -1, c)
                     slope = _stage_logits(tile, included, staging)
+                elif name == "y" and included is not None:
+                    np.putmask(tile, ~included, 0)
                 tiles.append(tile)
             else:
                 flat = np.empty((1, part.size), np.int64 if kind == LABEL else dtype)

@@ -98,10 +98,10 @@ class _Curved(_Loss):
     def tangent(self, u: Array, outs: Sequence[Output]) -> tuple[Any, ...]:
         """Compute the losses and their derivatives along u, one per row."""
         if not self.bent:
-            return self.run("_jvp", outs, u=u)
+            return self.run("_jvp", outs, d=u)
 
         def compute(block: _Curved, part: _Part, first: Array, second: Array) -> tuple[Any, ...]:
-            return block.run("_jvp", [block.per_row("loss"), block.per_row("slope")], u=part(u, True) * first)
+            return block.run("_jvp", [block.per_row("loss"), block.per_row("slope")], d=part(u, True) * first)
 
         return self.in_blocks(compute, outs, [u], self.frame.c)
 
@@ -120,11 +120,11 @@ class _Curved(_Loss):
     def product(self, u: Array, out: Output, upstream: Any) -> Any:
         """Compute the Hessian times a direction."""
         if not self.bent:
-            return self.second("hvp", out, upstream, u=u)
+            return self.second("hvp", out, upstream, d=u)
 
         def compute(block: _Curved, part: _Part, first: Array, second: Array) -> tuple[Any, ...]:
             direction, g = part(u, True), part(upstream)
-            hv = block.second("hvp", block.like_logits("hv", None), g, u=direction * first)
+            hv = block.second("hvp", block.like_logits("hv", None), g, d=direction * first)
             return (_product(hv, first) + _product(block.gradient(g), second * direction),)
 
         return self.in_blocks(compute, [out], [u], self.frame.c)[0]

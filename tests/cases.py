@@ -169,7 +169,7 @@ def _many_minus_inf(rng: np.random.Generator, dtype: np.dtype, r: int, c: int) -
 
 def is_loss(op: Op) -> bool:
     """Tell whether an operation is a loss on logits or a derivative of one."""
-    return "zloss" in op.params
+    return "zloss" in op.params or op.outs[0][0] == "loss"
 
 
 def _kinds(op: Op) -> list[str]:
@@ -187,8 +187,9 @@ OPTIONS: dict[str, Callable[[Op], bool]] = {
     "ignored": lambda op: "ignore" in op.params,
     "weights": lambda op: CLASS in _kinds(op),
     "vectors": lambda op: ONE in _kinds(op) and is_loss(op),
-    "unnormalised": lambda op: ("t", ROW) in op.ins and "keep" in op.params,
-    "zero-targets": lambda op: ("t", ROW) in op.ins and "keep" in op.params,
+    "unnormalised": lambda op: ("t", ROW) in op.ins and is_loss(op),
+    "zero-targets": lambda op: ("t", ROW) in op.ins and is_loss(op),
+    "positive": lambda op: "positive" in op.params,
     "p-coarse": lambda op: op.ins[0][0] in ("p", "logp"),
     "p-half": lambda op: op.ins[0][0] in ("p", "logp"),
 }
@@ -240,6 +241,7 @@ class Case:
             "zloss": 1e-3 if "zloss" in self.options else 0.0,
             "ignore": float(IGNORE),
             "factor": 1.0,
+            "positive": 2.5 if "positive" in self.options else 1.0,
         }
         return {name: values[name] for name in op.params}
 
@@ -268,6 +270,10 @@ class Case:
             return (
                 1.0 if is_loss(op) and option not in self.options else rng.choice([-1, 0, 0.5, 1, 3], r).astype(dtype)
             )
+        if is_loss(op) and name == "g":
+            return rng.normal(size=(r, c)).astype(dtype)
+        if is_loss(op) and name == "y":  # certain labels, and uncertain ones
+            return np.where(rng.random((r, c)) < 0.8, rng.random((r, c)) < 0.5, rng.random((r, c))).astype(dtype)
         if is_loss(op) and name == "t":
             t = rng.dirichlet(np.ones(c), r)
             t[:, rng.integers(c)] = 0

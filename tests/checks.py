@@ -232,6 +232,53 @@ def _size_cross_entropy_hessian(
     return (h * np.abs(v)[:, None, None] * scale**2,)
 
 
+def _size_entropy_grad(x: Array, v: Array, g: Array, *, scale: Any, empty: Any, tiny: Any) -> tuple[Array, ...]:
+    d, _, e, _ = _ops._shifted(x, scale)
+    p = e / e.sum(-1, keepdims=True)
+    d = np.abs(np.where(p == 0, 0, d))
+    size = p * (d + (p * d).sum(-1, keepdims=True)) * np.abs(v * g)[:, None] * scale
+    return np.zeros_like(v), size
+
+
+def _size_kl_divergence(x: Array, t: Array, v: Array, *, scale: Any, empty: Any, tiny: Any) -> tuple[Array, ...]:
+    """Return sum t max(1, |log t - log p|): where t is near p, an error of t itself counts by t, not by the term."""
+    d, _, _, rest = _ops._shifted(x, scale)
+    log_ratio = np.where(t == 0, 0, np.log(np.where(t == 0, 1, t)) - d + np.log1p(rest))
+    return (np.abs(v) * (t * np.maximum(1, np.abs(log_ratio))).sum(-1),)
+
+
+def _size_kl_divergence_grad(
+    x: Array, t: Array, v: Array, g: Array, *, scale: Any, empty: Any, tiny: Any
+) -> tuple[Array, ...]:
+    _, slope = _size_loss_grad(x, t, v, g, scale, 0, empty)
+    return (*_size_kl_divergence(x, t, v, scale=scale, empty=empty, tiny=tiny), slope)
+
+
+def _size_binary_cross_entropy_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any, tiny: Any
+) -> tuple[Array, ...]:
+    """Of y in [0, 1], whose parts have opposite signs in the derivative only."""
+    loss, slope = _ops._binary(x, y, w, u, v, scale, positive)
+    return loss, (np.abs(slope) + 2 * np.abs(_right(x, y, w, u, v, scale, positive))) * np.abs(_column(g)) * scale
+
+
+def _right(x: Array, y: Array, w: Array, u: Array, v: Array, scale: Any, positive: Any) -> Array:
+    """Return the smaller part of the derivative of a binary cross-entropy."""
+    e = np.exp(-np.abs(x * scale))
+    return np.where(x < 0, 1 - y, u * positive * y) * e / (1 + e) * w * v[:, None]
+
+
+def _column(g: Array) -> Array:
+    return g if g.ndim == 2 else g[:, None]
+
+
+def _size_binary_cross_entropy_sum_grad(
+    x: Array, y: Array, w: Array, u: Array, v: Array, g: Array, *, scale: Any, positive: Any, tiny: Any
+) -> tuple[Array, ...]:
+    loss, slope = _size_binary_cross_entropy_grad(x, y, w, u, v, g, scale=scale, positive=positive, tiny=tiny)
+    return loss.sum(-1), slope
+
+
 def sizes(
     op: Op, operands: list[Any], params: dict[str, Any], exact: tuple[Array, ...], dtype: np.dtype
 ) -> tuple[Array, ...]:

@@ -13,7 +13,7 @@ import fastsoftmax as fs
 from fastsoftmax._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Array, Op
 
 # The mass of a row's targets, q, follows from them: it is 1 for plain class indices.
-KEYWORDS = {"b": "b", "w": "weight", "v": "sample_weight", "q": "q"}
+KEYWORDS = {"b": "b", "w": "weight", "u": "pos_weight", "v": "sample_weight", "q": "q"}
 
 
 def faces() -> Iterator[tuple[str, Op]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import rooms
-from cases import Case
+from cases import Case, is_loss
 from checks import assert_same_bits, compute, out_shape
 from saboteurs import Saboteur
 
@@ -53,7 +53,7 @@ def main(room: str) -> None:
         for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
             for c in CLASSES[:-1] if square else CLASSES + LONG:
                 for r in (1, 2) if c in LONG else (1, 3, 17, 37):
-                    options = ("weights", "vectors", "smoothing", "zloss") if "zloss" in op.params else ()
+                    options = ("weights", "vectors", "smoothing", "zloss") if is_loss(op) else ()
                     ins, params = Case("sigma10", r, c, options).build(op, dtype)
                     print(f"{op.name}, room {room}, {dtype}, {r} x {c}", flush=True)
                     expected = compute(op, dtype, ins, params)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -33,6 +34,8 @@ class Saboteur:
     definition: Callable[..., Any] | None  # (honest definition, *operands, **params) -> results
     vandalise: Callable[..., Any] | None  # (honest kernel, ins, outs, params, threads)
     strided = True
+    masks = False
+    reads = MappingProxyType({})
 
     def why_not(self) -> str | None:
         return None
@@ -436,3 +439,51 @@ def excluded_classes_move(right, x, y, u, *rest, **params):
 @breaks("cross_entropy_index_jvp")
 def tangent_without_sample_weight(right, x, y, u, w, v, **params):
     return right(x, y, u, w, v, **params)[0], right(x, y, u, w, np.ones_like(v), **params)[1]
+
+
+# --- wrong divergences ------------------------------------------------
+
+
+@breaks("entropy entropy_grad")
+def entropy_without_the_guard(right, x, *rest, **params):
+    return tuple(np.where((x == -np.inf).any(-1, keepdims=r.ndim == 2), np.nan, r) for r in right(x, *rest, **params))
+
+
+@breaks("entropy_grad")
+def entropy_slope_cancels(right, x, v, g, *, scale, empty):
+    h, p, _ = _ops._entropy(x, scale, empty)
+    log_ratio = narrow(np.log(p)) + narrow(h)[:, None]
+    return v * h, np.where(p == 0, 0, -p * log_ratio) * (v * g)[:, None] * scale
+
+
+@breaks("kl_divergence kl_divergence_grad")
+def entropy_of_the_target_left_out(right, x, t, v, *g, scale, empty):
+    return OPS["cross_entropy_probs"].definition(
+        x, t, np.ones_like(x[0]), v, scale=scale, empty=empty, keep=1, spread=0, zloss=0
+    ) + right(x, t, v, *g, scale=scale, empty=empty)[1:]  # fmt: skip
+
+
+@breaks("kl_divergence")
+def logarithm_of_a_zero_target(right, x, t, v, **params):
+    return (np.where((t == 0).any(-1), np.nan, right(x, t, v, **params)[0]),)
+
+
+@breaks("binary_cross_entropy binary_cross_entropy_grad binary_cross_entropy_sum binary_cross_entropy_sum_grad")
+def positive_weight_on_the_loss(right, x, y, w, u, *rest, positive, **params):
+    return right(x, y, w * u * positive, np.ones_like(u), *rest, positive=1, **params)
+
+
+@breaks("binary_cross_entropy binary_cross_entropy_sum")
+def softplus_overflows(right, x, y, w, u, v, *, scale, positive):
+    z = narrow(x * scale)
+    loss = np.log1p(np.exp(-z)) * u * positive * y + np.log1p(np.exp(z)) * (1 - y)
+    loss = w * v[:, None] * loss
+    return (loss if right.__name__ == "binary_cross_entropy" else loss.sum(-1),)
+
+
+@breaks("binary_cross_entropy_grad binary_cross_entropy_sum_grad")
+def sigmoid_minus_label(right, x, y, w, u, v, g, *, scale, positive):
+    loss = right(x, y, w, u, v, g, scale=scale, positive=positive)[0]
+    p = narrow(1 / (1 + np.exp(-x * scale)))
+    cancelled = w * v[:, None] * ((1 - y + u * positive * y) * p - u * positive * y)
+    return loss, cancelled * (g if g.ndim == 2 else g[:, None]) * scale

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rooms import ROOMS, Room
 
 import fastsoftmax as fs
-from fastsoftmax._ops import ROW, SQUARE, Array, Op
+from fastsoftmax._ops import CLASS, ROW, SQUARE, Array, Op
 
 INF, NAN = np.inf, np.nan
 FACES = [pytest.param(public, op, id=f"{public}-{op.name}") for public, op in faces()]
@@ -91,7 +91,7 @@ def test_empty_arrays(room: Room, dtype: np.dtype, public: str, op: Op, shape: t
         elif name == "q":
             ins.append(1.0)
         else:
-            ins.append(np.ones(c, dtype) if name == "w" else np.ones(batch, dtype))
+            ins.append(np.ones(c, dtype) if kind == CLASS else np.ones(batch, dtype))
     for (name, kind), result in zip(op.outs, call(public, op, ins, axis=axis), strict=True):
         assert np.shape(result) == (shape if kind == ROW else (*batch, c, c) if kind == SQUARE else batch)
         if c == 0 and kind not in (ROW, SQUARE) and name == "s":

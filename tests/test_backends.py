@@ -49,7 +49,17 @@ def test_unknown_backend() -> None:
 
 
 def test_unavailable_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = type("Broken", (), {"name": "numba", "strided": False, "why_not": staticmethod(lambda: "it is Monday")})
+    broken = type(
+        "Broken",
+        (),
+        {
+            "name": "numba",
+            "strided": False,
+            "reads": {},
+            "masks": False,
+            "why_not": staticmethod(lambda: "it is Monday"),
+        },
+    )
     monkeypatch.setitem(_backends._modules, "numba", broken)
     with pytest.raises(fs.BackendUnavailableError, match="backend 'numba' cannot run: it is Monday"):
         fs.use_backend("numba").__enter__()

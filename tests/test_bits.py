@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case
+from cases import Case, is_loss
 from checks import assert_same_bits, compute, copies, out_shape
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ CLASSES = (3, 10, 17, 100, 515)
 
 
 def options(op: Op) -> tuple[str, ...]:
-    return ("weights", "vectors", "smoothing", "zloss") if "zloss" in op.params else ()
+    return ("weights", "vectors", "smoothing", "zloss") if is_loss(op) else ()
 
 
 def rows_of(op: Op, ins: list[Any], rows: Any) -> list[Any]:

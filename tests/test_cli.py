@@ -207,12 +207,21 @@ def test_help_is_quick_because_imports_are_lazy():
     assert spawn(code=code).communicate()[0].endswith("\n[]\n")
 
 
-@pytest.mark.parametrize("name", ["FASTSOFTMAX_NUM_THREADS"])
-def test_a_wrong_environment_is_a_plain_error(name):
-    code = f"import os, sys; os.environ[{name!r}] = 'many'\nfrom fastsoftmax._cli import main; sys.exit(main(['info']))"
-    process = spawn(code=code)
-    out, err = process.communicate()
-    refused((process.returncode, out, err), name)
+@pytest.mark.parametrize("start", ["module", "script"])
+@pytest.mark.parametrize("name", ["FASTSOFTMAX_BACKEND", "FASTSOFTMAX_ISA", "FASTSOFTMAX_NUM_THREADS"])
+def test_a_wrong_environment_is_a_plain_error(name, start, monkeypatch, tmp_path):
+    monkeypatch.setenv(name, "fatsest")
+    script = tmp_path / "fastsoftmax"
+    script.write_text("import sys\nfrom fastsoftmax.__main__ import main\nsys.exit(main())\n")
+    command = {"module": ["-m", "fastsoftmax"], "script": [str(script)]}[start]
+    result = subprocess.run(
+        [sys.executable, *command, "info"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    refused((result.returncode, result.stdout, result.stderr), name, "fatsest")
 
 
 def test_interrupt(run, monkeypatch):

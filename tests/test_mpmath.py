@@ -177,6 +177,38 @@ def cross_entropy_hvp(x, y, u, q, v, *, scale, zloss, **_):
     return [[mpmath.fdot(row, u) for row in _hessian(x, q, v, scale, zloss)]]
 
 
+def entropy(x, v, g=1, *, scale, **_):
+    e, s = _exponentials(x, scale)
+    logp = [(z - max(x)) * scale - mpmath.log(s) for z in x]
+    h = -mpmath.fsum(a / s * b for a, b in zip(e, logp))
+    return [[v * h], [-scale * v * g * a / s * (b + h) for a, b in zip(e, logp)]]
+
+
+def kl_divergence(x, t, v, g=1, *, scale, **_):
+    e, s = _exponentials(x, scale)
+    loss = mpmath.fsum(
+        a * (mpmath.log(a) - (z - max(x)) * scale + mpmath.log(s)) if a else 0 for a, z in zip(t, x)
+    )  # fmt: skip
+    mass = mpmath.fsum(t)
+    return [[v * loss], [scale * v * g * (mass * a / s - b) for a, b in zip(e, t)]]
+
+
+def binary_cross_entropy(x, y, w, u, v, g=1, *, scale, positive, **_):
+    w, u, g = (a if isinstance(a, list) else [a] * len(x) for a in (w, u, g))
+    no, yes = [1 - b for b in y], [a * positive * b for a, b in zip(u, y)]
+    up, down = ([mpmath.log(1 + mpmath.exp(s * scale * z)) for z in x] for s in (1, -1))
+    p, not_p = ([1 / (1 + mpmath.exp(s * scale * z)) for z in x] for s in (-1, 1))
+    return [
+        [v * k * (a * h + b * s) for k, a, h, b, s in zip(w, no, up, yes, down)],
+        [scale * v * k * f * (a * q - b * r) for k, f, a, q, b, r in zip(w, g, no, p, yes, not_p)],
+    ]
+
+
+def binary_cross_entropy_sum(*ins, **params):
+    loss, slope = binary_cross_entropy(*ins, **params)
+    return [[mpmath.fsum(loss)], slope]
+
+
 EXACT: dict[str, Callable[..., Any]] = {
     name: globals()[name.removesuffix("_grad")] for name in OPS if name.removesuffix("_grad") in globals()
 }

@@ -16,12 +16,8 @@ from fastsoftmax._ops import OPS, SQUARE
 
 needs_numba = pytest.mark.skipif(_numba.why_not() is not None, reason=str(_numba.why_not()))
 
-LAYERS = ("omp", "workqueue", "tbb")
-TBB = str(Path(sys.prefix) / "lib")  # where pip puts its library
-
-# Defines `both(rows)`, which computes a softmax on two threads if it can, and `expected`, which one thread computed.
+# Defines `both()`, which computes a softmax on two threads if it can, and `expected`, which one thread computed.
 SETUP = """
-import os, sys, threading
 import numpy as np
 import numba
 import fastsoftmax as fs
@@ -40,96 +36,27 @@ def both():
 """
 
 
-def run(code: str, layer: str, library_path: str = TBB) -> str:
-    """Run code after a first launch of two threads in a layer; skip if the layer cannot be loaded."""
-    out = prints(
-        SETUP
-        + "assert both()\nif _numba._layer() is None:\n    print('no layer')\n    sys.exit()\n"
-        + "assert numba.threading_layer() == os.environ['NUMBA_THREADING_LAYER']\n"
-        + code,
-        timeout=300,
-        NUMBA_THREADING_LAYER=layer,
-        NUMBA_NUM_THREADS="2",
-        LD_LIBRARY_PATH=library_path,
-    )
-    if out == "no layer":
-        pytest.skip(f"{layer} cannot be loaded")
-    return out
-
-
-@needs_numba
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_forked_child_computes(layer: str) -> None:
-    code = """
-for _ in range(3):
-    child = os.fork()
-    if not child:
-        os._exit(0 if both() and both() else 9)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == 0, status
-    assert both()
-print("done")
-"""
-    assert run(code, layer) == "done"
-
-
-@needs_numba
-@pytest.mark.parametrize("layer", LAYERS)
-def test_eight_threads_at_once(layer: str) -> None:
-    code = """
-results = []
-barrier = threading.Barrier(8)
-def work():
-    barrier.wait()
-    results.extend([both() for _ in range(50)])
-threads = [threading.Thread(target=work) for _ in range(8)]
-for t in threads: t.start()
-for t in threads: t.join()
-assert len(results) == 400 and all(results)
-print("done")
-"""
-    assert run(code, layer) == "done"
-
-
-@needs_numba
-@pytest.mark.parametrize("layer", LAYERS)
-def test_the_first_launch_by_eight_threads(layer: str) -> None:
-    code = """
-results = []
-barrier = threading.Barrier(8)
-def work():
-    barrier.wait()
-    results.append(both())
-threads = [threading.Thread(target=work) for _ in range(8)]
-for t in threads: t.start()
-for t in threads: t.join()
-assert all(results) and len(results) == 8
-print("done")
-"""
-    out = prints(SETUP + code, timeout=300, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2", LD_LIBRARY_PATH=TBB)
-    assert out == "done"
+def with_layer(layer: str, code: str, library_path: str | None = None) -> str:
+    """Run code after the setup, with one of Numba's threading layers."""
+    variables = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2", "LD_LIBRARY_PATH": library_path}
+    return prints(SETUP + code, timeout=300, **variables)
 
 
 @needs_numba
 def test_a_layer_that_cannot_be_loaded() -> None:
-    out = prints(
-        SETUP + "print(both(), both(), _numba._layer())",
-        timeout=300,
-        NUMBA_THREADING_LAYER="tbb",
-        NUMBA_NUM_THREADS="2",
-        LD_LIBRARY_PATH="/nowhere",
-    )
+    out = with_layer("tbb", "print(both(), both(), _numba._layer())", "/nowhere")
     assert out in ("True True None", "True True tbb")
 
 
 @needs_numba
 def test_the_callers_number_of_threads_stays() -> None:
     code = """
+assert both()
 numba.set_num_threads(1)
 assert both() and numba.get_num_threads() == 1
 print(_numba.facts()["numba threading layer"])
 """
-    assert run(code, "workqueue") == "workqueue"
+    assert with_layer("workqueue", code) == "workqueue"
 
 
 @needs_numba
@@ -137,11 +64,11 @@ print(_numba.facts()["numba threading layer"])
 @pytest.mark.parametrize("classes", [5, 40])
 def test_threads_do_not_show(name: str, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parallel kernel, which a small array never meets, gives the serial kernel's bits."""
-    from cases import Case
+    from cases import Case, is_loss
     from checks import assert_same_bits, compute
 
     op = OPS[name]
-    options = ("weights", "vectors", "smoothing", "zloss") if "zloss" in op.params else ()
+    options = ("weights", "vectors", "smoothing", "zloss") if is_loss(op) else ()
     launched = []
     launch = _numba._launch
     monkeypatch.setattr(_numba, "_launch", lambda *args: launched.append(1) or launch(*args))

@@ -1,6 +1,6 @@
 """Derive the polynomial coefficients and constants of the exp and log kernels.
 
-The vectorised kernels evaluate three short polynomials and reduce their arguments with
+The vectorised kernels evaluate four short polynomials and reduce their arguments with
 a few split constants.  This script computes all of them from scratch, offline and
 deterministically, so that no number in the kernels has to be taken on trust:
 
@@ -12,6 +12,9 @@ deterministically, so that no number in the kernels has to be taken on trust:
 ``log_f64``
     ``log((1+s)/(1-s)) = 2*s + s*z*P(z)`` with ``z = s**2`` and ``s = f/(2+f)`` for
     ``1+f`` in ``[sqrt(1/2), sqrt(2)]``, hence ``|s| <= 3 - 2*sqrt(2)``.
+``log1p_f32``
+    ``log(1+f) = f - f**2/2 + f**3 * P(f)`` for ``1+f`` in ``[sqrt(1/2), 3/2]``: without a division, for vectors of
+    floats.
 
 Each fit minimises the maximum *relative* error with the Remez exchange algorithm.  Simply
 rounding the coefficients of the minimax polynomial to the working precision would spoil
@@ -50,8 +53,8 @@ F32_BITS = 24
 F64_BITS = 53
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-C_HEADER = Path("csrc/constants.h")
-NUMBA_MODULE = Path("fastsoftmax/_numba_kernels.py")
+C_HEADER = "csrc/constants.h"
+NUMBA_MODULES = "fastsoftmax/_numba_*.py"
 
 
 @dataclass(frozen=True)
@@ -326,6 +329,23 @@ def log_problem(bits: int, count: int, required: bool) -> Problem:
     )
 
 
+def log1p_problem(count: int, required: bool) -> Problem:
+    """Fit of ``log(1+f) / f = 1 - f/2 + f**2 * P(f)``, in float32."""
+    return Problem(
+        name=f"log1p_f32: f - f^2/2 + f^3 P(f), P of degree {count - 1}",
+        coefficient_prefix="LOG1P_F32_P" if required else "LOG1P_F32_ALT_P",
+        first_index=0,
+        lower=mp.sqrt(0.5) - 1,
+        upper=mp.mpf("0.5"),
+        function=lambda f: mp.log(1 + f) / f,
+        fixed=lambda f: 1 - f / 2,
+        shift=2,
+        count=count,
+        bits=F32_BITS,
+        required=required,
+    )
+
+
 def all_problems() -> list[Problem]:
     """Every fit, those the library uses and those shown for comparison."""
     return [
@@ -336,6 +356,8 @@ def all_problems() -> list[Problem]:
         exp_problem(F64_BITS, 11, required=False),
         log_problem(F64_BITS, 7, required=True),
         log_problem(F64_BITS, 6, required=False),
+        log1p_problem(9, required=True),
+        log1p_problem(8, required=False),
     ]
 
 
@@ -383,8 +405,13 @@ def numbers_in_python(text: str) -> set[float]:
 
 
 def needed_in_python(constant: Constant) -> bool:
-    """Whether the Numba kernels use a constant: they have FMA, and derive the float32 splits from those of float64."""
-    return not constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA")) and not constant.name.startswith("EXP_F32_TOP")
+    """Whether the Numba kernels use a constant.
+
+    They have FMA, derive the float32 splits from those of float64, and take the logarithms of floats in float64.
+    """
+    return not constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA")) and not constant.name.startswith(
+        ("EXP_F32_TOP", "LOG1P_")
+    )
 
 
 def check_sources(constants: Sequence[Constant]) -> int:
@@ -401,12 +428,12 @@ def check_sources(constants: Sequence[Constant]) -> int:
         Exit code: 1 if a number is missing from a file that exists, else 0.
     """
     exit_code = 0
-    for path, numbers_in in ((C_HEADER, numbers_in_c), (NUMBA_MODULE, numbers_in_python)):
-        source = REPOSITORY / path
-        if not source.exists():
+    for path, numbers_in in ((C_HEADER, numbers_in_c), (NUMBA_MODULES, numbers_in_python)):
+        sources = sorted(REPOSITORY.glob(path))
+        if not sources:
             print(f"{path}: not found, skipped")
             continue
-        present = numbers_in(source.read_text(encoding="utf-8"))
+        present = set().union(*(numbers_in(source.read_text(encoding="utf-8")) for source in sources))
         needed = [c for c in constants if path == C_HEADER or needed_in_python(c)]
         missing = [constant for constant in needed if constant.value not in present]
         if missing:
@@ -452,7 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"verify that {C_HEADER} and {NUMBA_MODULE}, where present, hold these numbers",
+        help=f"verify that {C_HEADER} and {NUMBA_MODULES}, where present, hold these numbers",
     )
     options = parser.parse_args(arguments)
 

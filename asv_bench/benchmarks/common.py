@@ -71,6 +71,11 @@ _TINY_SIZES = ((3, 4, -1), (5, 70, -1), (1, 300, -1), (40, 3, -1), (9, 33, -1), 
 _REFERENCE_ELEMENTS = 1 << 20
 
 
+def is_loss(op: Any) -> bool:
+    """Tell whether the operation is a loss, perhaps with derivatives, or a derivative of one."""
+    return bool(op.outs[0][0] == "loss" or "zloss" in op.params)
+
+
 def is_square(op: Any) -> bool:
     """Tell whether the operation's result is a matrix per row."""
     return any(kind == SQUARE for _, kind in op.outs)
@@ -116,7 +121,16 @@ def enter(backend: str) -> None:
 # --- operands -----------------------------------------------------------------------------------------------------
 
 # What the definitions take for options that are not given.
-_NEUTRAL = {"scale": 1.0, "empty": 0.0, "keep": 1.0, "spread": 0.0, "zloss": 0.0, "ignore": -100.0, "factor": 1.0}
+_NEUTRAL = {
+    "scale": 1.0,
+    "empty": 0.0,
+    "keep": 1.0,
+    "spread": 0.0,
+    "zloss": 0.0,
+    "ignore": -100.0,
+    "positive": 1.0,
+    "factor": 1.0,
+}
 
 # Rows of about so many elements are drawn, and repeated up to the array's size: that is fast, and tells what all of a
 # large result must be.
@@ -131,8 +145,8 @@ def _block(op: Any, rows: int, classes: int, dtype: str) -> dict[str, Any]:
         return (rng.standard_normal((rows, classes)) * 4).astype(dtype)
 
     def operand(name: str, kind: str) -> Any:
-        if name in ("w", "v", "q") or (name == "g" and "keep" in op.params):
-            return 1.0
+        if name in ("w", "u", "v", "q") or (name == "g" and is_loss(op)):
+            return 1.0 if kind != ROW else np.ones((rows, classes), dtype)
         if kind == LABEL:
             return rng.integers(0, classes, rows)
         if kind == ONE:
@@ -140,7 +154,7 @@ def _block(op: Any, rows: int, classes: int, dtype: str) -> dict[str, Any]:
         if name == "b":
             return rng.uniform(0.2, 1, (rows, classes)).astype(dtype)
         x = logits()
-        if name == "p" or (name == "t" and "keep" in op.params):
+        if name == "p" or (name in "ty" and is_loss(op)):
             return OPS["softmax"].definition(x, scale=1, empty=0)[0].astype(dtype)
         return OPS["log_softmax"].definition(x, scale=1, empty=0)[0].astype(dtype) if name == "logp" else x
 
@@ -204,19 +218,21 @@ class Job:
             x = self.operands[0]
             frame = plan.Frame(x.shape, self.axis)
 
-            def execute(out: Array | None = None) -> Array:
-                out = np.empty(frame.batch_shape, x.dtype) if out is None else out
-                plan.execute(op, frame, [x], [out], {}, x.dtype)
-                return out
+            def execute(out: Array | None = None) -> tuple[Array, ...]:
+                outs = [np.empty(x.shape if kind == ROW else frame.batch_shape, x.dtype) for _, kind in op.outs]
+                outs[0] = outs[0] if out is None else out
+                ins = [named.get(name, 1.0) for name, _ in op.ins]
+                plan.execute(op, frame, ins, outs, {name: _NEUTRAL[name] for name in op.params}, x.dtype)
+                return tuple(outs)
 
             return execute
         function = getattr(fastsoftmax, op.public[0])
         options: dict[str, Any] = {"axis": self.axis}
-        if "zloss" in op.params:
+        if is_loss(op):
             options["reduction"] = "none"
         if "b" in named:
             options |= {"b": named["b"], "return_sign": True}
-        args = [a for name, a in named.items() if name != "b"]
+        args = [a for name, a in named.items() if name != "b" and not (is_loss(op) and name == "g")]
         return lambda **out: function(*args, **options, **out)
 
     def prepare(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ class _Oracle:
 
     name = "oracle"
     strided = False
+    masks = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[Op, list[Array]]] = []
+        self.reads: Mapping[np.dtype[Any], frozenset[str]] = {}
 
     def why_not(self) -> str | None:
         """Return None: it can always run."""

@@ -152,7 +152,7 @@ def make_operands(function: str, rows: int, classes: int, dtype: str) -> list[Ar
             return rng.random(classes).astype(dtype)
         if name == "logp":
             return np.asarray(fastsoftmax.log_softmax(logits()))
-        if name == "p" or (name == "t" and op.ins[0][0] == "x"):  # beside logits, t is a target: probabilities
+        if name == "p" or (name in "ty" and op.ins[0][0] == "x"):  # beside logits, a target: probabilities
             return np.asarray(fastsoftmax.softmax(logits()))
         return logits()
 

@@ -1,0 +1,207 @@
+"""What the engine stages: other axes, 16-bit floats, masks and signs, in tiles of any size.
+
+The reference is the same room's result on contiguous rows of the computing dtype: staging must not show in a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import Case
+from checks import assert_same_bits, compute, out_shape
+from rooms import Room
+
+from fastsoftmax import _backends, _cython, num_threads
+from fastsoftmax._ops import LABEL, ONE, OPS, ROW, SQUARE, Op
+from fastsoftmax._plan import F4, F8, Frame, execute
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+NARROW = [pytest.param(np.dtype(np.float16), id="float16"), pytest.param(BF16, id="bfloat16")]
+
+# Sizes that make many tiles of small arrays, with and without stores past the caches.
+SIZES = {
+    "as tuned": {},
+    "small": {"tile_bytes": 1 << 12, "flat_bytes": 1 << 9, "run_bytes": 1 << 11, "worth_a_thread": 1},
+    "streamed": {"tile_bytes": 1 << 14, "flat_bytes": 1 << 11, "worth_a_thread": 1, "stream_bytes": 0},
+}
+
+
+@pytest.fixture(params=SIZES)
+def sizes(request: pytest.FixtureRequest, room: Room) -> Iterator[None]:
+    """Compute in a room; the compiled ones with the engine's sizes changed."""
+    if room.backend != "cython":
+        if request.param != "as tuned":
+            pytest.skip("sizes of the compiled engine")
+        yield
+        return
+    before = _cython._native.tuned()
+    _cython._native.tuned(**SIZES[request.param])
+    try:
+        with num_threads(3):
+            yield
+    finally:
+        _cython._native.tuned(**before)
+
+
+def case(op: Op, dtype: np.dtype, r: int, c: int) -> tuple[list[Any], dict[str, float]]:
+    options = ("weights", "vectors", "smoothing", "zloss") if "keep" in op.params else ()
+    return Case("normal", r, c, options).build(op, dtype)
+
+
+def is_square(op: Op) -> bool:
+    return any(kind == SQUARE for _, kind in op.outs)
+
+
+def side_by_side(a: Any, offset: int = 0) -> Any:
+    """Copy rows so that they lie side by side, from ``offset`` elements past a cache line."""
+    if not isinstance(a, np.ndarray) or a.ndim != 2:
+        return a
+    n = -(-a.shape[0] // 32) * 32 if offset == 0 else a.shape[0]
+    buffer = np.zeros(a.shape[1] * n * a.itemsize + 128, np.uint8)
+    start = -buffer.ctypes.data % 64 + offset * a.itemsize
+    view = buffer[start : start + a.shape[1] * n * a.itemsize].view(a.dtype).reshape(a.shape[1], n)[:, : a.shape[0]].T
+    view[...] = a
+    return view
+
+
+@pytest.mark.usefixtures("sizes")
+def test_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
+    for r, c in ((37, 19),) if is_square(op) else ((70, 37), (257, 3), (5, 130), (33, 515)):
+        ins, params = case(op, dtype, r, c)
+        expected = compute(op, dtype, ins, params)
+        for offset in (0, 3):
+            outs = [side_by_side(np.full_like(o, 77), offset) for o in expected]
+            got = compute(op, dtype, [side_by_side(a, offset) for a in ins], params, outs)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements off a line")
+
+
+@pytest.mark.usefixtures("sizes")
+def test_middle_axis(op: Op, dtype: np.dtype) -> None:
+    """Two batch dimensions around the classes, the inner one shorter than a vector or longer than a tile."""
+    for n1, c, n2 in ((3, 9, 5),) if is_square(op) else ((7, 21, 3), (3, 40, 70), (2, 5, 301)):
+        ins, params = case(op, dtype, n1 * n2, c)
+        expected = compute(op, dtype, ins, params)
+
+        def view(a: Any, kind: str, n1: int = n1, c: int = c, n2: int = n2) -> Any:
+            if kind == ROW:
+                return np.array(a.reshape(n1, n2, c).swapaxes(1, 2), order="C")
+            return a.reshape(n1, n2, *a.shape[1:]) if isinstance(a, np.ndarray) and kind in (ONE, LABEL, SQUARE) else a
+
+        outs = [view(np.full_like(o, 77), kind) for (_, kind), o in zip(op.outs, expected)]
+        operands = [view(a, kind) for (_, kind), a in zip(op.ins, ins)]
+        execute(op, Frame((n1, c, n2), 1), operands, outs, params, dtype)
+        for (_, kind), a, b in zip(op.outs, outs, expected, strict=True):
+            rows = a.swapaxes(1, 2) if kind == ROW else a
+            assert_same_bits(rows.reshape(b.shape), b, f"{op.name}, {dtype}, {(n1, c, n2)}")
+
+
+# --- 16-bit floats ------------------------------------------------
+
+
+def low(a: Any, kind: str, dtype: np.dtype) -> Any:
+    return a.astype(dtype) if isinstance(a, np.ndarray) and kind in (ROW, ONE) else a
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_16_bits(op: Op, narrow: np.dtype) -> None:
+    """Read as they are, computed in float32, rounded once; every operand in any of the three, along any axis."""
+    for r, c in ((37, 19),) if is_square(op) else ((70, 37), (258, 3), (33, 515), (2, 140_001)):
+        ins, params = case(op, F4, r, c)
+        ins = [low(a, kind, narrow) for (_, kind), a in zip(op.ins, ins)]
+        wide = [a.astype(F4) if isinstance(a, np.ndarray) and a.dtype == narrow else a for a in ins]
+        expected = [o.astype(narrow) for o in compute(op, F4, wide, params)]
+        for axis in (0, 1):
+            for mixed in (False, True):
+                some = [wide[k] if mixed and k % 2 else a for k, a in enumerate(ins)]
+                outs = [np.full_like(o, 77) for o in expected]
+                if axis == 0:
+                    some, outs = [side_by_side(a) for a in some], [side_by_side(a, 1) for a in outs]
+                compute(op, F4, some, params, outs)
+                for a, b in zip(outs, expected, strict=True):
+                    assert_same_bits(a, b, f"{op.name}, {narrow}, {r} x {c}, axis {axis}, mixed: {mixed}")
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_every_16_bit_number(room: Room, narrow: np.dtype) -> None:
+    """All 65536 patterns are read as NumPy and ml_dtypes read them, and written back unchanged."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(narrow)[:, None]
+    out = np.empty(len(x), narrow)
+    execute(OPS["logsumexp"], Frame(x.shape, -1), [x], [out], {"scale": 1.0}, F4)  # of one class: itself
+    assert_same_bits(out[x[:, 0] != 0], x[:, 0][x[:, 0] != 0])
+    wide = np.empty((1, len(x)), F4)
+    execute(OPS["logsumexp_vjp"], Frame(wide.shape, -1), [x.T.copy(), 1.0], [wide], {"scale": 1.0}, F4)
+    finite = np.isfinite(x[:, 0].astype(F4)) & (x[:, 0] != 0)  # the rule multiplies by a number in two parts
+    assert_same_bits(wide[0][finite], x[:, 0].astype(F4)[finite])
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rounding_to_every_16_bit_number(room: Room, narrow: np.dtype) -> None:
+    """Ties between neighbours go to even, and one float32 beside a tie goes to its side; overflow is infinite."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(narrow).astype(F4)
+    x = np.unique(x[np.isfinite(x)])
+    ties = ((x[:-1].astype(F8) + x[1:]) / 2).astype(F4)
+    beyond = np.float32(2) * x[-1] - x[-2] / 2 - x[-1] / 2  # half a step up
+    values = np.concatenate([x, ties, np.nextafter(ties, F4.type(np.inf)),
+                             np.nextafter(ties, F4.type(-np.inf)),
+                             [beyond, np.nextafter(beyond, F4.type(0)), np.inf, -np.inf, np.nan],
+                             ]).astype(F4)  # fmt: skip
+    values = values[values != 0]
+    expected = values.astype(narrow)
+    finite = np.isfinite(values)
+    rows = np.empty((1, int(finite.sum())), narrow)
+    execute(OPS["logsumexp_vjp"], Frame(rows.shape, -1), [values[None, finite], 1.0], [rows], {"scale": 1.0}, F4)
+    assert_same_bits(rows[0], expected[finite])
+    each = np.empty(len(values), narrow)
+    execute(OPS["logsumexp"], Frame((len(values), 1), -1), [values[:, None]], [each], {"scale": 1.0}, F4)
+    assert_same_bits(each, expected)
+
+
+# --- masks ------------------------------------------------
+
+LOGITS = [op for op in OPS.values() if op.ins[0][0] == "x" and "scale" in op.params]
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("op", LOGITS, ids=lambda op: op.name)
+@pytest.mark.parametrize("scale", [1.0, -0.5, 1e-30])
+def test_masks(monkeypatch: pytest.MonkeyPatch, op: Op, dtype: np.dtype, scale: float) -> None:
+    """Masks and signs give the bits that they give when the plan stages them in NumPy, whatever their layout."""
+    backend = _backends.current()
+    for r, c in ((67, 37), (130, 3), (3, 515)):
+        ins, params = case(op, dtype, r, c)
+        params["scale"] = scale
+        if "spread" in params:
+            params |= {"spread": 0.0, "keep": 1.0}
+        rng = np.random.default_rng(r)
+        full = rng.random((r, c)) < 0.7
+        full[1] = False
+        ins[0][0] = np.where(full[0], -np.inf, 1)  # what is included is -inf
+        ins[0][2, 0] = np.nan
+        full[2, 0] = False
+        for name, where in {
+            "rows": full, "side by side": side_by_side(full), "one for all": np.broadcast_to(full[-1], (r, c)),
+            "one each": np.broadcast_to(full[:, 1:2], (r, c)), "none": None, "spread": np.repeat(full, 2, 1)[:, ::2],
+        }.items():  # fmt: skip
+            for empty in (0.0, 1.0) if "empty" in params else (None,):
+                if empty is not None:
+                    params["empty"] = empty
+                for axis in (0, 1):
+                    some = [side_by_side(a) for a in ins] if axis == 0 else ins
+                    results = []
+                    for native in (True, False):
+                        with monkeypatch.context() as patch:
+                            patch.setattr(backend, "masks", native and backend.masks)
+                            outs = [np.full(out_shape(kind, r, c), 77, dtype) for _, kind in op.outs]
+                            outs = [side_by_side(o, 2) for o in outs] if axis == 0 else outs
+                            results.append(compute(op, dtype, some, params, outs, where=where))
+                    for a, b in zip(*results, strict=True):
+                        assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, mask {name}, {empty=}, {axis=}")
