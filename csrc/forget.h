@@ -6,6 +6,8 @@
 #undef ACC
 #undef AHEAD
 #undef ALIVE
+#undef ALONG_HERE
+#undef ASIDE
 #undef AT
 #undef BINARY
 #undef BOOST
@@ -20,10 +22,12 @@
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
 #undef DEFINE_SUMS
+#undef DIAGONAL_PASS
 #undef DOMINATED
 #undef DROP
 #undef EACH_VECTOR
 #undef EMIT
+#undef EMIT_DIAGONAL
 #undef EVERYWHERE
 #undef EXPK
 #undef FAR
@@ -64,6 +68,7 @@
 #undef SUMS
 #undef TERM
 #undef TERMS
+#undef TERMS_ASIDE
 #undef TERM_HERE
 #undef TERM_REST
 #undef VEC

@@ -22,6 +22,12 @@
     X(cross_entropy_index_grad, COLUMNS_MAX)                                                                          \
     X(cross_entropy_probs, COLUMNS_MAX)                                                                               \
     X(cross_entropy_probs_grad, COLUMNS_MAX / 2)                                                                      \
+    X(cross_entropy_index_jvp, COLUMNS_MAX / 2)                                                                       \
+    X(cross_entropy_probs_jvp, COLUMNS_MAX / 2)                                                                       \
+    X(cross_entropy_index_hess, COLUMNS_MAX / 2)                                                                      \
+    X(cross_entropy_probs_hess, COLUMNS_MAX / 2)                                                                      \
+    X(cross_entropy_hvp, COLUMNS_MAX / 2)                                                                             \
+    X(cross_entropy_hessian, COLUMNS_MAX)                                                                             \
     X(entropy, COLUMNS_MAX)                                                                                           \
     X(entropy_grad, COLUMNS_MAX)                                                                                      \
     X(kl_divergence, COLUMNS_MAX / 2)                                                                                 \
@@ -31,6 +37,10 @@
     X(binary_cross_entropy_sum, COLUMNS_MAX)                                                                          \
     X(binary_cross_entropy_sum_grad, COLUMNS_MAX)                                                                     \
     X(total, COLUMNS_MAX)
+
+/* What a kernel of a loss computes: the value; with the gradient; with that and the Hessian's diagonal; with the derivative
+ * along a direction. */
+enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #endif
 
 #define ROW(operand, r) ((REAL *)(t->data[operand] + (r)*t->step[operand]))
@@ -704,6 +714,8 @@ FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
 }
 DEFINE_SUMS(spread_sums)
 
+#include "second_order_ops.h"
+
 /* Gradient against class indices but for the target's column: term a - u w; flag: there is no u. */
 FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
@@ -717,6 +729,19 @@ FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
 }
 DEFINE_EMIT(emit_index)
 
+/* The same, and the diagonal of the Hessian. */
+FS_INLINE void NAME(emit_index_hess)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
+{
+    const VEC hi = p->hi, lo = p->lo, u = p->u;
+    EMIT(from, ({
+             VEC e = TERM_HERE, y = NAME(mul2)(e, hi, lo);
+             y = p->flag ? y : p->w ? V(fnma)(u, CLASS_AT(p->w, 0), y) : V(sub)(y, u);
+             EMIT_DIAGONAL(e);
+             y;
+         }));
+}
+DEFINE_EMIT(emit_index_hess)
+
 /* A group's numbers of an operand that has one a row. */
 FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, double *to)
 {
@@ -725,18 +750,23 @@ FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
             to[r] = ONE(operand, i + r);
 }
 
-FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int gradient)
+FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what)
 {
-    enum { X, LABELS, WEIGHT, V_, G_GRAD, LOSS = 4, LOSS_GRAD = 5, DX = 6 };
+    enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, FACTOR = 6 };
+    const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
+    const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
     const double *o = t->params;
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
     const int empty = o[NAME(EMPTY)] != 0, options = spread != 0 || zloss != 0;
     const int64_t ignore = (int64_t)o[NAME(IGNORE)];
     const REAL *w = (const REAL *)t->data[WEIGHT];
-    const int keep = gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X];
+    const int keep = slope ? t->c <= ROWS_GROUP : gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X];
     COLUMNS(X);
     COLUMNS(DX);
+    COLUMNS(HESS);
+    COLUMNS(U);
+    TERMS_ASIDE(slope);
     GROUP G;
     REAL at[ROOM] = {0}, term[ROOM];
     double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
@@ -751,7 +781,9 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
     }
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
+        if (slope)
+            BRING(U, i, g);
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
         double spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
@@ -833,12 +865,47 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
                     loss[r] = 0;
             }
         for (ptrdiff_t r = 0; r < g; r++)
-            ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)loss[r];
+            ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)loss[r];
+        if (slope) {
+            /* sum of g_c u_c, where the g sum to 2 zloss lse: the direction may be taken relative to the target's. */
+            SUMS a, b;
+            double dot[ROOM], dot_lo[ROOM], even[ROOM], even_lo[ROOM];
+            REAL ref[ROOM] = {0};
+            for (ptrdiff_t r = 0; r < g; r++)
+                if (at[r] != -(REAL)INFINITY && !(ignored >> r & 1))
+                    ref[r] = ROW(U, i + r)[LABEL(LABELS, i + r)];
+            FOR_PASSES(r, g) {
+                PASS p = FORWARD_PASS(X, ASIDE(r), i, r);
+                p.other = p.x;
+                p.along = OF(U, i, r);
+                p.w = w;
+                p.u = LANES(ref, r);
+                p.flag = spread != 0;
+                p.next_other = ROW(U, i + r + g);
+                NAME(along_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
+            }
+            NAME(sum_rows)(&a, g, dot, dot_lo, cols);
+            NAME(sum_rows)(&b, g, even, even_lo, cols);
+            for (ptrdiff_t r = 0; r < g; r++) {
+                wide mean = ((wide)dot[r] + dot_lo[r]) / ((wide)G.s[r] + G.s_lo[r]), value = one_hot * wy[r] * mean;
+                if (spread != 0)
+                    value += spread * (((wide)weights + weights_lo) * mean - ((wide)even[r] + even_lo[r]));
+                if (zloss != 0)
+                    value += 2 * zloss * NAME(lse_of)(&G, scale, r) * (ref[r] + mean);
+                if (__builtin_expect(G.special >> r & 1, 0))
+                    value = G.kind[r] == IS_EMPTY && empty ? 0 : NAN;
+                ONE(SLOPE, i + r) = ignored >> r & 1 ? 0 : (REAL)(value * v[r] * scale);
+            }
+        }
         if (!gradient)
             continue;
         NAME(group_inverse)(&G, factor, hi, lo);
         for (ptrdiff_t r = 0; spread != 0 && r < G.n; r++)
             u[r] = (REAL)(v[r] * up[r] * scale * spread);
+        NAME(diagonal) D;
+        for (ptrdiff_t r = 0; hess && r < G.n; r++)
+            NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale * o[FACTOR],
+                               (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
             p.w = w;
@@ -846,7 +913,12 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
             p.lo = LANES(lo, r);
             p.u = LANES(u, r);
             p.flag = spread == 0;
-            NAME(emit_index_all)(&p, cols);
+            if (hess) {
+                DIAGONAL_PASS(p, OF(HESS, i, r), r);
+                NAME(emit_index_hess_all)(&p, cols);
+            } else {
+                NAME(emit_index_all)(&p, cols);
+            }
         }
         SEND(DX, i, g);
         for (ptrdiff_t r = 0; r < g; r++)
@@ -857,11 +929,20 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int grad
             for (ptrdiff_t r = 0; r < g; r++)
                 if (ignored >> r & 1)
                     NAME(fill)(ROW(DX, i + r), t->c, 0);
+        if (hess) {
+            SEND(HESS, i, g);
+            FILL_SPECIAL(HESS, i, g, 0);
+            for (ptrdiff_t r = 0; r < g; r++)
+                if (ignored >> r & 1)
+                    NAME(fill)(ROW(HESS, i + r), t->c, 0);
+        }
     }
 }
 
-FS_INLINE void NAME(cross_entropy_index_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, 0); }
-FS_INLINE void NAME(cross_entropy_index_grad_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, 1); }
+FS_INLINE void NAME(cross_entropy_index_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_VALUE); }
+FS_INLINE void NAME(cross_entropy_index_grad_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_GRAD); }
+FS_INLINE void NAME(cross_entropy_index_hess_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_HESS); }
+FS_INLINE void NAME(cross_entropy_index_jvp_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_SLOPE); }
 
 /* q = w (keep t + spread) of a vector of targets; u is keep, v is spread. */
 FS_INLINE VEC NAME(smoothed)(const PASS *p, VEC t, VEC w, VEC keep, VEC spread)
@@ -895,42 +976,82 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
 }
 DEFINE_SUMS(probs_sums)
 
-/* factor ((all - q) p - q (1 - p)); hi, lo: 1 / sum; all, all_lo: the sum of the targets, of which a dominating target leaves
- * little; the dominating class's complement in `q`. */
+/* (all - q) p - q (1 - p) at one vector, with its term, its targets and its weights; hi, lo: 1 / sum; all, all_lo: the sum of
+ * the targets, of which a dominating target leaves little;
+ * q: the dominating class's 1 - p. */
+FS_INLINE VEC NAME(probs_gradient)(const PASS *p, VEC term, VEC target, VEC w)
+{
+    VEC q = NAME(smoothed)(p, target, w, p->u, p->v);
+    VEC e = NAME(mul2)(term, p->hi, p->lo);
+    VEC not_e = V(select)(V(lt)(V(set1)((REAL)0.5), e), p->q, V(sub)(V(set1)(1), e));
+    return V(fnma)(q, not_e, V(mul)(V(add)(V(sub)(p->all, q), p->all_lo), e));
+}
+
+/* That times factor. */
 FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC hi = p->hi, lo = p->lo, u = p->u, v = p->v, one = V(set1)(1);
-    const VEC all = p->all, factor = p->factor, not_top = p->q, half = V(set1)((REAL)0.5);
-    EMIT(from, ({
-             VEC q = NAME(smoothed)(p, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one, u, v);
-             VEC e = NAME(mul2)(TERM_HERE, hi, lo);
-             VEC not_e = V(select)(V(lt)(half, e), not_top, V(sub)(one, e));
-             V(mul)(factor, V(fnma)(q, not_e, V(mul)(V(add)(V(sub)(all, q), p->all_lo), e)));
-         }));
+    const VEC factor = p->factor, one = V(set1)(1);
+    EMIT(from, V(mul)(factor, NAME(probs_gradient)(p, TERM_HERE, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one)));
 }
 DEFINE_EMIT(emit_probs)
 
-FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int gradient)
+/* The same, and the diagonal of the Hessian. */
+FS_INLINE void NAME(emit_probs_hess)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    enum { X, T, WEIGHT, V_, G_GRAD, LOSS = 4, LOSS_GRAD = 5, DX = 6 };
+    const VEC factor = p->factor, one = V(set1)(1);
+    EMIT(from, ({
+             VEC e = TERM_HERE, y = NAME(probs_gradient)(p, e, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one);
+             EMIT_DIAGONAL(e);
+             V(mul)(factor, y);
+         }));
+}
+DEFINE_EMIT(emit_probs_hess)
+
+/* sum of the gradient's elements times a direction. */
+FS_INLINE void NAME(probs_slope)(const PASS *row, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
+{
+    const PASS here = NAME(part)(row, from), *p = &here;
+    const VEC one = V(set1)(1);
+    ACC a = NAME(acc_zero)();
+    EVERYWHERE({
+        VEC d = ALONG_HERE(AT(p->x, 0), AT(p->along, 0));
+        NAME(acc_product)(&a, NAME(probs_gradient)(p, TERM_HERE, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one), d);
+    });
+    s[0] = NAME(acc_done)(a, 0);
+    s[1] = s[0];
+}
+DEFINE_SUMS(probs_slope)
+
+FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what)
+{
+    enum { X, T, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, FACTOR = 5 };
+    const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
+    const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
     const double *o = t->params;
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
     const int empty = o[NAME(EMPTY)] != 0, smooth = one_hot != 1 || spread != 0;
     const REAL *w = (const REAL *)t->data[WEIGHT];
-    const int keep = gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
+    const int keep = slope ? t->c <= ROWS_GROUP
+                           : gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
     COLUMNS(X);
     COLUMNS(T);
     COLUMNS(DX);
+    COLUMNS(HESS);
+    COLUMNS(U);
+    TERMS_ASIDE(slope);
     GROUP G;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         BRING(T, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
+        if (slope)
+            BRING(U, i, g);
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
         REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
+        NAME(diagonal) D;
         FOR_PASSES(r, g) {
             PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
                       .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth,
@@ -952,22 +1073,26 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
                     any |= (one_hot * ROW(T, i + r)[j] + spread) * (w ? w[j] : 1) != 0;
                 value = G.kind[r] == IS_EMPTY && empty ? (any ? INFINITY : 0) : NAN;
             }
-            ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
-            if (gradient) {
+            ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
+            if (gradient || slope) {
                 double sum = sum_q[r] + 2 * zloss * lse;
                 all[r] = (REAL)sum;
                 all_lo[r] = (REAL)((FS_FLOAT ? sum - all[r] : 0) + (zloss == 0 ? q_lo[r] : 0));
-                factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             }
+            if (gradient)
+                factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
+            if (hess)
+                NAME(set_diagonal)(&D, &G, r, (wide)v * ONE(G_GRAD, i + r) * scale * scale * o[FACTOR], sum_q[r], zloss, scale);
         }
-        if (!gradient)
+        if (!gradient && !slope)
             continue;
+        SUMS along;
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, complement);
         for (ptrdiff_t r = 0; r < G.n; r++)
             not_top[r] = (REAL)complement[r];
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
+            PASS p = FORWARD_PASS(X, slope ? ASIDE(r) : OF(DX, i, r), i, r);
             p.other = OF(T, i, r);
             p.w = w;
             p.hi = LANES(hi, r);
@@ -979,15 +1104,39 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int grad
             p.all_lo = LANES(all_lo, r);
             p.factor = LANES(factor, r);
             p.q = LANES(not_top, r);
-            NAME(emit_probs_all)(&p, cols);
+            if (slope) {
+                ACC same;
+                p.along = OF(U, i, r);
+                NAME(probs_slope_all)(&p, &along.of[SLOT(r)], &same, cols);
+            } else if (hess) {
+                DIAGONAL_PASS(p, OF(HESS, i, r), r);
+                NAME(emit_probs_hess_all)(&p, cols);
+            } else {
+                NAME(emit_probs_all)(&p, cols);
+            }
+        }
+        if (slope) {
+            NAME(sum_rows)(&along, g, dot, low, cols);
+            for (ptrdiff_t r = 0; r < g; r++) {
+                ONE(SLOPE, i + r) = (REAL)(((wide)dot[r] + low[r]) * ONE(V_, i + r) * scale);
+                if (__builtin_expect(G.special >> r & 1, 0))
+                    ONE(SLOPE, i + r) = G.kind[r] == IS_EMPTY && empty ? 0 : (REAL)NAN;
+            }
+            continue;
         }
         SEND(DX, i, g);
         FILL_SPECIAL(DX, i, g, 0);
+        if (hess) {
+            SEND(HESS, i, g);
+            FILL_SPECIAL(HESS, i, g, 0);
+        }
     }
 }
 
-FS_INLINE void NAME(cross_entropy_probs_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, 0); }
-FS_INLINE void NAME(cross_entropy_probs_grad_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, 1); }
+FS_INLINE void NAME(cross_entropy_probs_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, FS_VALUE); }
+FS_INLINE void NAME(cross_entropy_probs_grad_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, FS_GRAD); }
+FS_INLINE void NAME(cross_entropy_probs_hess_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, FS_HESS); }
+FS_INLINE void NAME(cross_entropy_probs_jvp_rows)(const fs_tile *t, const int cols) { NAME(probs_rows)(t, cols, FS_SLOPE); }
 
 /* --- internal ----------------------------------------------------------------------------------------------------------- */
 

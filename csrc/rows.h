@@ -388,7 +388,7 @@ static void NAME(sum_one)(ACC s, double *hi, double *lo)
 typedef struct {
     const fs_tile *t;
     const EXPK *k;
-    const REAL *x, *other, *w, *terms;
+    const REAL *x, *other, *along, *w, *terms;
     REAL *y, *save;
     ptrdiff_t c;
     /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the
@@ -396,6 +396,7 @@ typedef struct {
     const REAL *next_x, *next_other, *rows_y;
     VEC base, floor, top;
     VEC hi, lo, m, u, v, q, all, all_lo, factor;
+    VEC inverse, curve, square, apex; /* of second derivatives */
     int flag;
 } NAME(pass);
 #define PASS NAME(pass)

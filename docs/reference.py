@@ -14,7 +14,13 @@ from fastsoftmax._ops import OPS, Op
 GENERATED = Path("api") / "generated"
 
 # The heading of the functions of a module; those of any other module come last.
-HEADINGS = {"_forward": "Forward", "_derivatives": "Derivatives", "_losses": "Losses", "_divergences": "Losses"}
+HEADINGS = {
+    "_forward": "Forward",
+    "_derivatives": "Derivatives",
+    "_losses": "Losses",
+    "_divergences": "Losses",
+    "_second_order": "Losses, second order",
+}
 OTHERS = "Backends, threads, introspection"
 
 KINDS = {

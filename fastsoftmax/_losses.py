@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from . import _backends, _plan
 from ._forward import _where
-from ._ops import Array
+from ._ops import OPS, Array
 from ._plan import EMPTY, F4, F8, Frame, Output
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -194,33 +195,45 @@ class _Loss(Reduction):
             each[self.ignored] = 0
         return float(each.sum())
 
-    def run(self, *, gradient: bool, grad_output: Any = None, grad_out: Any = None) -> tuple[Any, Any]:
-        """Compute the loss and, if asked, its gradient."""
-        frame = self.frame
-        params = {
-            "scale": self.scale, "empty": self.empty, "keep": 1 - self.smoothing,
-            "spread": self.smoothing / max(frame.c, 1), "zloss": self.zloss, "ignore": float(self.ignore),
-        }  # fmt: skip
-        op = "cross_entropy_" + ("index" if self.indexed else "probs") + ("_grad" if gradient else "")
-        loss = Output("loss", None, frame.batch_shape, self.loss_dtype, dtype_free=False)
-        outs = [loss]
-        ins = [self.x, self.target, self.weight, self.rows]
+    def divisor(self) -> float:
+        """Return what the rows' sum is divided by."""
+        if self.reduction != "mean":
+            return 1.0
         with np.errstate(all="ignore"):
-            divisor = self._normaliser() if self.reduction == "mean" else 1.0
-        if gradient:
-            outs.append(Output("grad_out", grad_out, self.x.shape, self.natural, dtype_free=False))
-            ins.append(self.upstream(grad_output, divisor))
+            return self._normaliser()
+
+    def per_row(self, name: str) -> Output:
+        """Return an output for one number per row."""
+        return Output(name, None, self.frame.batch_shape, self.loss_dtype, dtype_free=False)
+
+    def like_logits(self, name: str, given: Any) -> Output:
+        """Return an output of the shape and dtype of the logits."""
+        return Output(name, given, self.x.shape, self.natural, dtype_free=False)
+
+    def run(self, kind: str, outs: Sequence[Output], **operands: Any) -> tuple[Any, ...]:
+        """Run the operation ``cross_entropy_index`` or ``cross_entropy_probs`` of this kind.
+
+        ``operands`` are those that a loss alone has not, by the table's names, and parameters, too.
+        """
+        op = OPS["cross_entropy_" + ("index" if self.indexed else "probs") + kind]
+        rows = self.rows
         options: dict[str, Any] = {"where": self.mask, "softcap": self.softcap}
         if self.mask is not None and self.smoothing:
-            op = op.replace("index", "probs")
+            op = OPS["cross_entropy_probs" + kind]
             options["smoothing"] = self.smoothing
             options["ignore"] = self.ignore if self.indexed else None
             if self.ignored is not None:
-                ins[3] = np.where(self.ignored, 0, self.rows)
-                if gradient and not np.isfinite(ins[4]).all():
-                    ins[4] = np.where(self.ignored, 0, ins[4])
-        results = _plan.run(op, frame, ins, outs, params, self.dtype, **options)
-        return self.reduced(results[0], divisor), results[1] if gradient else None
+                rows = np.where(self.ignored, 0, rows)
+                if not np.isfinite(operands.get("g", 0.0)).all():
+                    operands["g"] = np.where(self.ignored, 0, operands["g"])
+        known = {
+            "x": self.x, "y": self.target, "t": self.target, "w": self.weight, "v": rows,
+            "scale": self.scale, "empty": self.empty, "keep": 1 - self.smoothing,
+            "spread": self.smoothing / max(self.frame.c, 1), "zloss": self.zloss, "ignore": float(self.ignore),
+        } | operands  # fmt: skip
+        ins = [known[name] for name, _ in op.ins]
+        params = {name: known[name] for name in op.params}
+        return _plan.run(op.name, self.frame, ins, outs, params, self.dtype, **options)
 
 
 def _quick(
@@ -328,11 +341,13 @@ def cross_entropy(
     )  # fmt: skip
     if done is not None:
         return done[0]
-    return _Loss(
+    call = _Loss(
         logits, target, axis, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,
         empty=empty,
-    ).run(gradient=False)[0]  # fmt: skip
+    )  # fmt: skip
+    (losses,) = call.run("", [call.per_row("loss")])
+    return call.reduced(losses, call.divisor())
 
 
 def cross_entropy_value_and_grad(
@@ -403,9 +418,12 @@ def cross_entropy_value_and_grad(
     )  # fmt: skip
     if done is not None:
         return ValueAndGrad(*done)
-    value, grad = _Loss(
+    call = _Loss(
         logits, target, axis, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,
         empty=empty,
-    ).run(gradient=True, grad_output=grad_output, grad_out=grad_out)  # fmt: skip
-    return ValueAndGrad(value, grad)
+    )  # fmt: skip
+    divisor = call.divisor()
+    outs = [call.per_row("loss"), call.like_logits("grad_out", grad_out)]
+    losses, grad = call.run("_grad", outs, g=call.upstream(grad_output, divisor))
+    return ValueAndGrad(call.reduced(losses, divisor), grad)

@@ -28,7 +28,7 @@ masks = False
 reads = {np.dtype(np.float32): frozenset({"float16", "bfloat16"})}
 
 # Where the kernels are.  The first module is the vocabulary, too, in which the others are written.
-MODULES = ("_numba_kernels", "_numba_divergences")
+MODULES = ("_numba_kernels", "_numba_divergences", "_numba_second_order")
 
 # Up to so many classes rows lie across the lanes of a vector, not along.  Measured: what a row costs by itself (folds,
 # logarithms, a division) is worth the transposition of 256 float32 classes (a logsumexp of 100000 x 200 took 4.8 ms

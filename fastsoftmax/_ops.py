@@ -278,8 +278,8 @@ def log_softmax_jacobian(logp: Array, *, scale: Any) -> tuple[Array, ...]:
 # where  q_c = w_c (keep t_c + spread).   `keep` is 1 - label_smoothing, `spread` label_smoothing / classes.
 
 
-def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array, Array, Array]:
-    """Return the loss, ``p``, ``1 - p`` without cancellation, and lse, all per row."""
+def _parts(x: Array, scale: Any, empty: Any) -> tuple[Array, Array, Array, Array]:
+    """Return ``-log p``, ``p``, ``1 - p`` without cancellation, and lse of each row's softmax."""
     d, m, e, rest = _shifted(x, scale)
     total = e.sum(-1, keepdims=True)
     nll = np.log1p(rest) - d
@@ -292,22 +292,31 @@ def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> t
     if empty:
         nothing = m == -np.inf
         nll, p, not_p = np.where(nothing, np.inf, nll), np.where(nothing, 0, p), np.where(nothing, 0, not_p)
+    return nll, p, not_p, lse
+
+
+def _loss(x: Array, q: Array, v: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array, Array, Array]:
+    """Return the loss, ``p``, ``1 - p`` without cancellation, and lse, all per row."""
+    nll, p, not_p, lse = _parts(x, scale, empty)
     per_class = np.where(q == 0, 0, q * nll)
     loss = v * (per_class.sum(-1) + (zloss * lse[:, 0] ** 2 if zloss else 0))
     # A row that is nan anywhere is nan everywhere, also where q is 0.
     return np.where(np.isnan(p).any(-1), np.nan, loss), p, not_p, lse
 
 
-def _loss_grad(x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array]:
-    loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
+def _row_gradient(q: Array, p: Array, not_p: Array, lse: Array, zloss: Any, empty: Any) -> Array:
+    """Return the derivative of a row's loss by ``scale x``."""
     extra = q.sum(-1, keepdims=True) - q
     if zloss:
         extra = extra + 2 * zloss * lse
     # (sum q) p_c - q_c = (sum of the other q) p_c - q_c (1 - p_c): nothing cancels at the target.
-    dx = np.where(p == 0, 0, extra * p) - q * not_p
-    if empty:
-        dx = np.where(lse == -np.inf, 0, dx)
-    return loss, dx * (v * g)[:, None] * scale
+    dz = np.where(p == 0, 0, extra * p) - q * not_p
+    return np.where(lse == -np.inf, 0, dz) if empty else dz
+
+
+def _loss_grad(x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array]:
+    loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
+    return loss, _row_gradient(q, p, not_p, lse, zloss, empty) * (v * g)[:, None] * scale
 
 
 def _one_hot(x: Array, y: Array, w: Array, keep: Any, spread: Any, ignore: Any) -> tuple[Array, Array]:
@@ -368,6 +377,125 @@ def cross_entropy_probs_grad(
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against probabilities, and its gradient times g."""
     return _loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
+
+
+# --- cross-entropy, second order ------------------------------------------------------------------------------------
+#
+# With q as above, Q = sum_k q_k and z = scale x, the Hessian of a row's loss by z is
+#     H = v ((Q + 2 z_loss lse) (diag(p) - p p^T) + 2 z_loss p p^T):
+# it depends on the targets through Q only.  A class at -inf has p = 0; a direction is 0 there, whatever it holds.
+
+
+def _curvature(mass: Array, lse: Array, zloss: Any) -> Array:
+    """Return ``Q + 2 z_loss lse``, per row."""
+    a: Array = mass + 2 * zloss * lse if zloss else mass + 0 * lse
+    return a
+
+
+def _diagonal(mass: Array, p: Array, not_p: Array, lse: Array, zloss: Any) -> Array:
+    """Return the diagonal of H for v = 1: ``p (a (1 - p) + 2 z_loss p)``."""
+    return np.where(p == 0, 0, p * (_curvature(mass, lse, zloss) * not_p + 2 * zloss * p))
+
+
+def _loss_jvp(
+    x: Array, q: Array, d: Array, v: Array, scale: Any, zloss: Any, empty: Any
+) -> tuple[Array, Array]:  # fmt: skip
+    loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
+    terms = _row_gradient(q, p, not_p, lse, zloss, empty) * np.where(x == -np.inf, 0, d)
+    return loss, terms.sum(-1) * v * scale
+
+
+def _loss_hess(
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, factor: Any
+) -> tuple[Array, Array, Array]:
+    loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
+    mass, f = q.sum(-1, keepdims=True), (v * g)[:, None] * scale
+    dx = _row_gradient(q, p, not_p, lse, zloss, empty) * f
+    return loss, dx, _diagonal(mass, p, not_p, lse, zloss) * (f * scale * factor)
+
+
+@_op(
+    "x:(c) y:()i d:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss ignore",
+    ulp=4, bytes_moved=2, public="cross_entropy_jvp", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_index_jvp(
+    x: Array, y: Array, d: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against class indices, and its derivative along d."""
+    q, ignored = _one_hot(x, y, w, keep, spread, ignore)
+    return tuple(np.where(ignored, 0, a) for a in _loss_jvp(x, q, d, v, scale, zloss, empty))
+
+
+@_op(
+    "x:(c) t:(c) d:(c) w:c v:()", "loss:() slope:()", "scale empty keep spread zloss",
+    ulp=4, bytes_moved=3, public="cross_entropy_jvp", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_probs_jvp(
+    x: Array, t: Array, d: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against probabilities, and its derivative along d."""
+    return _loss_jvp(x, w * (keep * t + spread), d, v, scale, zloss, empty)
+
+
+@_op(
+    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss ignore factor",
+    ulp=4, bytes_moved=3, public="cross_entropy_value_grad_hess", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_index_hess(
+    x: Array, y: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, factor: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against class indices, its gradient times g, and its Hessian's diagonal times g and factor."""
+    q, ignored = _one_hot(x, y, w, keep, spread, ignore)
+    loss, dx, hess = _loss_hess(x, q, v, g, scale, zloss, empty, factor)
+    return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx), np.where(ignored[:, None], 0, hess)
+
+
+@_op(
+    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss factor",
+    ulp=4, bytes_moved=4, public="cross_entropy_value_grad_hess", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_probs_hess(
+    x: Array, t: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, factor: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    """Loss against probabilities, its gradient times g, and its Hessian's diagonal times g and factor."""
+    return _loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, factor)
+
+
+@_op(
+    "x:(c) y:()i d:(c) q:() v:()", "hv:(c)", "scale empty zloss ignore",
+    ulp=4, bytes_moved=3, public="cross_entropy_hvp", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_hvp(
+    x: Array, y: Array, d: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any
+) -> tuple[Array, ...]:
+    """``hv = scale**2 H d``, where q is the sum of a row's targets; of y only matters which rows are ignored."""
+    _, p, _, lse = _parts(x, scale, empty)
+    dead = x == -np.inf
+    hv = p * _curvature(q[:, None], lse, zloss) * _centred(p, d, x, dead)
+    if zloss:
+        hv = hv + 2 * zloss * p * (p * np.where(dead, 0, d)).sum(-1, keepdims=True)
+    hv = np.where(p == 0, 0, hv) * v[:, None] * scale**2
+    return (np.where((y == int(ignore))[:, None], 0, hv),)
+
+
+@_op(
+    "x:(c) y:()i q:() v:()", "h:(c,c)", "scale empty zloss ignore",
+    ulp=4, bytes_moved=1, public="cross_entropy_hessian", ulp_kind="term",
+)  # fmt: skip
+def cross_entropy_hessian(
+    x: Array, y: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any
+) -> tuple[Array, ...]:
+    """``h = scale**2 H``, where q is the sum of a row's targets; of y only matters which rows are ignored."""
+    _, p, not_p, lse = _parts(x, scale, empty)
+    mass = q[:, None]
+    h = np.where(p == 0, 0, p * (2 * zloss - _curvature(mass, lse, zloss)))[:, :, None] * p[:, None, :]
+    i = np.arange(x.shape[-1])
+    h[:, i, i] = _diagonal(mass, p, not_p, lse, zloss)
+    return (np.where((y == int(ignore))[:, None, None], 0, h * v[:, None, None] * scale**2),)
 
 
 # --- divergences ------------------------------------------------------------------------------------------------

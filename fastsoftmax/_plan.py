@@ -30,6 +30,9 @@ TILE_BYTES = 1 << 18
 
 EMPTY = {"nan": 0.0, "zero": 1.0}
 
+# Outputs that are derivatives by the logits, and how many times: the chain rule's factor of staged logits goes in.
+DERIVATIVES = {"dx": 1, "slope": 1, "hess": 2, "hv": 2, "h": 2}
+
 # Scales that the kernels take: within, no constant of their argument reduction leaves the range of float32.
 SCALES = (2.0**-64, 2.0**64)
 
@@ -330,9 +333,11 @@ def execute(
     values = tuple(params[p] for p in op.params)
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
+    # The backends' chain rule is that of a gradient, and their masks know of logits alone.
     native = staging is None or (
         room.masks and staging.softcap is None and not staging.smoothing and ("y", ROW) not in op.ins
-    )
+        and not any(name in DERIVATIVES and name != "dx" for name, _ in op.outs)
+    )  # fmt: skip
     if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
         kinds, operands = op.ins + op.outs, views + targets
         if where is not None:
@@ -495,13 +500,13 @@ def _execute_staged(
             for part in (a[index],)
         ]
         kernel(tiles, results, values, threads)
-        for (name, _), tile, a in zip(op.outs, results, targets):
-            if name == "dx":
-                if slope is not None:
-                    # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
-                    np.multiply(tile, slope, out=tile, where=tile != 0)
-                if included is not None:
-                    np.putmask(tile, ~included, 0)
+        for (name, kind), tile, a in zip(op.outs, results, targets):
+            order = DERIVATIVES.get(name, 0)
+            if order and slope is not None:
+                # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
+                np.multiply(tile, slope**order, out=tile, where=tile != 0)
+            if order and included is not None and kind != ONE:
+                np.putmask(tile, ~(included if kind == ROW else included[..., None, :] & included[..., None]), 0)
             part = a[index]
             _copy(part, tile.reshape(part.shape))
 

@@ -167,12 +167,13 @@ def _many_minus_inf(rng: np.random.Generator, dtype: np.dtype, r: int, c: int) -
 # --- options ------------------------------------------------
 
 
+def is_loss(op: Op) -> bool:
+    """Tell whether an operation is a loss on logits or a derivative of one."""
+    return "zloss" in op.params or op.outs[0][0] == "loss"
+
+
 def _kinds(op: Op) -> list[str]:
     return [kind for _, kind in op.ins]
-
-
-def _is_loss(op: Op) -> bool:
-    return op.outs[0][0] == "loss"
 
 
 # Which operations an option means something to.
@@ -181,12 +182,13 @@ OPTIONS: dict[str, Callable[[Op], bool]] = {
     "scale=7": lambda op: "scale" in op.params,
     "empty": lambda op: "empty" in op.params,
     "smoothing": lambda op: "keep" in op.params,
+    "masses": lambda op: ("q", ONE) in op.ins,
     "zloss": lambda op: "zloss" in op.params,
     "ignored": lambda op: "ignore" in op.params,
     "weights": lambda op: CLASS in _kinds(op),
-    "vectors": lambda op: ONE in _kinds(op) and _is_loss(op),
-    "unnormalised": lambda op: ("t", ROW) in op.ins and _is_loss(op),
-    "zero-targets": lambda op: ("t", ROW) in op.ins and _is_loss(op),
+    "vectors": lambda op: ONE in _kinds(op) and is_loss(op),
+    "unnormalised": lambda op: ("t", ROW) in op.ins and is_loss(op),
+    "zero-targets": lambda op: ("t", ROW) in op.ins and is_loss(op),
     "positive": lambda op: "positive" in op.params,
     "p-coarse": lambda op: op.ins[0][0] in ("p", "logp"),
     "p-half": lambda op: op.ins[0][0] in ("p", "logp"),
@@ -238,6 +240,7 @@ class Case:
             "spread": eps / self.classes,
             "zloss": 1e-3 if "zloss" in self.options else 0.0,
             "ignore": float(IGNORE),
+            "factor": 1.0,
             "positive": 2.5 if "positive" in self.options else 1.0,
         }
         return {name: values[name] for name in op.params}
@@ -257,19 +260,21 @@ class Case:
         self, op: Op, name: str, kind: str, x: Array, first: Array, rng: np.random.Generator, dtype: np.dtype
     ) -> Any:
         r, c = x.shape
-        loss = _is_loss(op)
         if kind == LABEL:
             # Every other row is labelled with its most probable class, where p - 1 would cancel.
             return np.where(np.arange(r) % 2, rng.integers(c, size=r), np.argmax(x, axis=1)).astype(np.int64)
         if kind == CLASS:
             return rng.uniform(0.2, 3, c).astype(dtype) if "weights" in self.options else 1.0
         if kind == ONE:
-            return 1.0 if loss and "vectors" not in self.options else rng.choice([-1, 0, 0.5, 1, 3], r).astype(dtype)
-        if loss and name == "g":
+            option = "masses" if name == "q" else "vectors"
+            return (
+                1.0 if is_loss(op) and option not in self.options else rng.choice([-1, 0, 0.5, 1, 3], r).astype(dtype)
+            )
+        if is_loss(op) and name == "g":
             return rng.normal(size=(r, c)).astype(dtype)
-        if loss and name == "y":  # certain labels, and uncertain ones
+        if is_loss(op) and name == "y":  # certain labels, and uncertain ones
             return np.where(rng.random((r, c)) < 0.8, rng.random((r, c)) < 0.5, rng.random((r, c))).astype(dtype)
-        if loss:
+        if is_loss(op) and name == "t":
             t = rng.dirichlet(np.ones(c), r)
             t[:, rng.integers(c)] = 0
             if "unnormalised" in self.options:
@@ -281,7 +286,7 @@ class Case:
             return rng.choice([0, 1, -0.3, 2.5], (r, c), p=[0.1, 0.5, 0.1, 0.3]).astype(dtype)
         t = rng.normal(size=(r, c)).astype(dtype)
         # What cannot occur must not count, whatever its tangent.
-        impossible = first == (-INF if op.ins[0][0] == "logp" else 0)
+        impossible = first == (0 if op.ins[0][0] == "p" else -INF)
         t[impossible] = np.resize([INF, NAN, -INF], int(impossible.sum()))
         return t
 
@@ -305,9 +310,12 @@ def _cases() -> list[Case]:
     cases += [Case(name, *shape, ("p-coarse",)) for name in ("dominating+30", "many--inf") for shape in both]
     cases += [Case("sigma10", *shape, (option,)) for option in ("scale=0.3", "scale=7") for shape in both]
     every = ("scale=0.3", "smoothing", "zloss", "weights", "vectors")
+    second = ("scale=0.3", "zloss", "masses", "vectors")  # what remains of these for a Hessian
     for name in ("normal", "sigma10", "dominating+30", "shift+1e+04", "-inf-middle", "nan-middle"):
         cases += [Case(name, *shape, every[name.startswith("shift") :]) for shape in both]
         cases += [Case(name, *shape, (*every[1:], "ignored")) for shape in both]
+        cases += [Case(name, *shape, second[name.startswith("shift") :]) for shape in both]
+        cases += [Case(name, *shape, (*second[1:], "ignored")) for shape in both]
     # Long enough for a row to be split over threads.
     cases += [Case(name, 1, 200_003) for name in ("normal", "increasing")]
     return list(dict.fromkeys(cases))

@@ -151,6 +151,87 @@ def _size_cross_entropy_probs_grad(
     return _size_loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
 
 
+def _size_loss_jvp(
+    x: Array, q: Array, u: Array, v: Array, scale: Any, zloss: Any, empty: Any
+) -> tuple[Array, ...]:  # fmt: skip
+    loss, dx = _size_loss_grad(x, q, v, np.ones_like(v), scale, zloss, empty)
+    return loss, (dx * np.abs(np.where(x == -np.inf, 0, u))).sum(-1)
+
+
+def _size_cross_entropy_index_jvp(
+    x: Array, y: Array, u: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, tiny: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    q, _ = _ops._one_hot(x, y, w, keep, spread, ignore)
+    return _size_loss_jvp(x, q, u, v, scale, zloss, empty)
+
+
+def _size_cross_entropy_probs_jvp(
+    x: Array, t: Array, u: Array, w: Array, v: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, tiny: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    return _size_loss_jvp(x, w * (keep * t + spread), u, v, scale, zloss, empty)
+
+
+def _known(p: Array, tiny: Any) -> Array:
+    """Return probabilities as they are known: those below the normal numbers to the smallest subnormal only."""
+    return np.where(p == 0, 0, np.maximum(p, tiny))
+
+
+def _size_curvature(mass: Array, lse: Array, zloss: Any) -> Array:
+    return np.abs(mass) + (np.abs(2 * zloss * lse) if zloss else 0)
+
+
+def _size_loss_hess(
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, factor: Any, tiny: Any
+) -> tuple[Array, ...]:  # fmt: skip
+    _, p, not_p, lse = _ops._parts(x, scale, empty)
+    a = _size_curvature(q.sum(-1, keepdims=True), lse, zloss)
+    hess = (
+        np.where(p == 0, 0, _known(p, tiny) * (a * not_p + 2 * zloss * p)) * np.abs(v * g)[:, None] * scale**2 * factor
+    )
+    return *_size_loss_grad(x, q, v, g, scale, zloss, empty), hess
+
+
+def _size_cross_entropy_index_hess(
+    x: Array, y: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, factor: Any, tiny: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    q, _ = _ops._one_hot(x, y, w, keep, spread, ignore)
+    return _size_loss_hess(x, q, v, g, scale, zloss, empty, factor, tiny)
+
+
+def _size_cross_entropy_probs_hess(
+    x: Array, t: Array, w: Array, v: Array, g: Array, *,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, factor: Any, tiny: Any,
+) -> tuple[Array, ...]:  # fmt: skip
+    return _size_loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, factor, tiny)
+
+
+def _size_cross_entropy_hvp(
+    x: Array, y: Array, u: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any, tiny: Any
+) -> tuple[Array, ...]:
+    _, p, _, lse = _ops._parts(x, scale, empty)
+    u = np.where(x == -np.inf, 0, u)
+    h, dot = _size_centred(p, x, u, tiny)
+    size = _size_curvature(q[:, None], lse, zloss) * np.maximum(h, dot)
+    if zloss:
+        size = size + 2 * zloss * (p * np.abs(u)).sum(-1, keepdims=True)
+    return (np.where(p == 0, 0, _known(p, tiny) * size) * np.abs(v)[:, None] * scale**2,)
+
+
+def _size_cross_entropy_hessian(
+    x: Array, y: Array, q: Array, v: Array, *, scale: Any, empty: Any, zloss: Any, ignore: Any, tiny: Any
+) -> tuple[Array, ...]:
+    _, p, not_p, lse = _ops._parts(x, scale, empty)
+    a = _size_curvature(q[:, None], lse, zloss)
+    known = _known(p, tiny)
+    h = np.where(p == 0, 0, known * (a + 2 * zloss))[:, :, None] * known[:, None, :]
+    i = np.arange(x.shape[-1])
+    h[:, i, i] = np.where(p == 0, 0, known * (a * not_p + 2 * zloss * p))
+    return (h * np.abs(v)[:, None, None] * scale**2,)
+
+
 def _size_entropy_grad(x: Array, v: Array, g: Array, *, scale: Any, empty: Any, tiny: Any) -> tuple[Array, ...]:
     d, _, e, _ = _ops._shifted(x, scale)
     p = e / e.sum(-1, keepdims=True)

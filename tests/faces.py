@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from cases import is_loss
 
 import fastsoftmax as fs
 from fastsoftmax._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Array, Op
 
-KEYWORDS = {"b": "b", "w": "weight", "u": "pos_weight", "v": "sample_weight"}
-
-
-def is_loss(op: Op) -> bool:
-    return op.outs[0][0] == "loss"
+# The mass of a row's targets, q, follows from them: it is 1 for plain class indices.
+KEYWORDS = {"b": "b", "w": "weight", "u": "pos_weight", "v": "sample_weight", "q": "q"}
 
 
 def faces() -> Iterator[tuple[str, Op]]:
@@ -44,7 +42,7 @@ def call(public: str, op: Op, operands: list[Any], **options: Any) -> list[Any]:
 
 def out_keyword(op: Op, name: str) -> str | None:
     """Return the argument that takes the output of this name, if there is one."""
-    return {"dx": "grad_out", "sign": None, "loss": None}.get(name, "out")
+    return {"dx": "grad_out", "hess": "hess_out", "sign": None, "loss": None, "slope": None}.get(name, "out")
 
 
 # --- rows to arrays and back ------------------------------------------------

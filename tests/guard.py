@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import rooms
-from cases import Case
+from cases import Case, is_loss
 from checks import assert_same_bits, compute, out_shape
-from faces import is_loss
 from saboteurs import Saboteur
 
 from fastsoftmax._ops import OPS, SQUARE, Array

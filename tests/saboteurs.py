@@ -385,6 +385,62 @@ def zero_probability_times_infinity(right, x, t, *rest, **params):
     return np.where(((t == 0) & (x == -np.inf)).any(-1), np.nan, loss), *grad
 
 
+# --- wrong second derivatives ------------------------------------------------
+
+
+@breaks("cross_entropy_hvp cross_entropy_hessian")
+def mass_of_the_targets_forgotten(right, x, y, *rest, **params):
+    *u, q, v = rest
+    return right(x, y, *u, np.ones_like(q), v, **params)
+
+
+@breaks("cross_entropy_hvp cross_entropy_hessian cross_entropy_index_hess cross_entropy_probs_hess")
+def z_loss_squared_is_taken_for_linear(right, *operands, zloss, **params):
+    """Only the curvature of lse counts, not the square of its gradient."""
+    *others, last = right(*operands, zloss=zloss, **params)
+    *_, without = right(*operands, zloss=0 * zloss, **params)
+    return *others, (last + without) / 2
+
+
+@breaks("cross_entropy_hvp cross_entropy_hessian cross_entropy_index_hess")
+def scale_only_once(right, *operands, scale, **params):
+    *others, last = right(*operands, scale=scale, **params)
+    return *others, last / scale
+
+
+@breaks("cross_entropy_hvp")
+def tail_of_the_hvp_cancels(right, x, y, u, q, v, *, scale, empty, zloss, ignore):
+    p = narrow(OPS["softmax"].definition(x, scale=scale, empty=empty)[0])
+    u = narrow(np.where(x == -np.inf, 0, u))
+    hv = p * (u - (p * u).sum(-1, keepdims=True)) * (q * v * scale**2)[:, None]
+    return (np.where((y == int(ignore))[:, None], 0, hv),)
+
+
+@breaks("cross_entropy_index_hess cross_entropy_probs_hess")
+def p_times_one_minus_p_cancels(right, x, *operands, scale, **params):
+    *others, hess = right(x, *operands, scale=scale, **params)
+    p = narrow(OPS["softmax"].definition(x, scale=scale, empty=1)[0])
+    return *others, np.where(1 - p == 0, 0, hess)
+
+
+@breaks("cross_entropy_index_hess cross_entropy_probs_hess")
+def upstream_gradient_left_out_of_the_diagonal(right, x, y, w, v, g, **params):
+    return *right(x, y, w, v, g, **params)[:2], right(x, y, w, v, np.ones_like(g), **params)[2]
+
+
+@breaks("cross_entropy_index_jvp cross_entropy_probs_jvp cross_entropy_hvp")
+def excluded_classes_move(right, x, y, u, *rest, **params):
+    results = list(right(x, y, u, *rest, **params))
+    moved = ((x == -np.inf) & ~np.isfinite(u)).any(-1)
+    results[-1] = np.where(moved if results[-1].ndim == 1 else moved[:, None], np.nan, results[-1])
+    return tuple(results)
+
+
+@breaks("cross_entropy_index_jvp")
+def tangent_without_sample_weight(right, x, y, u, w, v, **params):
+    return right(x, y, u, w, v, **params)[0], right(x, y, u, w, np.ones_like(v), **params)[1]
+
+
 # --- wrong divergences ------------------------------------------------
 
 

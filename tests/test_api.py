@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Case
+from cases import Case, is_loss
 from checks import LD, assert_close, assert_same_bits, compute
-from faces import call, faces, is_loss, out_keyword
+from faces import call, faces, out_keyword
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rooms import ROOMS, Room
@@ -88,6 +88,8 @@ def test_empty_arrays(room: Room, dtype: np.dtype, public: str, op: Op, shape: t
             ins.append(np.zeros(shape, dtype))
         elif name == "y":
             ins.append(np.full(batch, -100))
+        elif name == "q":
+            ins.append(1.0)
         else:
             ins.append(np.ones(c, dtype) if kind == CLASS else np.ones(batch, dtype))
     for (name, kind), result in zip(op.outs, call(public, op, ins, axis=axis), strict=True):

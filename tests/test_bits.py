@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import Case
+from cases import Case, is_loss
 from checks import assert_same_bits, compute, copies, out_shape
-from faces import is_loss
 from hypothesis import given
 from hypothesis import strategies as st
 from rooms import Room

@@ -132,6 +132,51 @@ def cross_entropy_probs(x, t, w, v, g=1, *, scale, keep, spread, zloss, **_):
     return _loss(x, [a * (keep * u + spread) for u, a in zip(t, w)], v, g, scale, zloss)
 
 
+def _along(result, u):
+    loss, grad = result
+    return [loss, [mpmath.fdot(grad, u)]]
+
+
+def cross_entropy_index_jvp(x, y, u, w, v, **params):
+    return _along(cross_entropy_index(x, y, w, v, **params), u)
+
+
+def cross_entropy_probs_jvp(x, t, u, w, v, **params):
+    return _along(cross_entropy_probs(x, t, w, v, **params), u)
+
+
+def _hessian(x, mass, v, scale, zloss):
+    """Return the Hessian as it is written: a (diag(p) - p p') + 2 zloss p p'."""
+    e, s = _exponentials(x, scale)
+    p = [a / s for a in e]
+    a = mass + 2 * zloss * (max(x) * scale + mpmath.log(s))
+    f, n = v * scale**2, range(len(x))
+    return [[f * (a * ((p[i] if i == j else 0) - p[i] * p[j]) + 2 * zloss * p[i] * p[j]) for j in n] for i in n]
+
+
+def _diagonal(x, q, v, g, *, scale, zloss, factor, **_):
+    h = _hessian(x, mpmath.fsum(q), v * g, scale, zloss)
+    return [*_loss(x, q, v, g, scale, zloss), [factor * h[i][i] for i in range(len(x))]]
+
+
+def cross_entropy_index_hess(x, y, w, v, g, *, keep, spread, **params):
+    w = w if isinstance(w, list) else [w] * len(x)
+    return _diagonal(x, [a * (keep * (1 if k == y else 0) + spread) for k, a in enumerate(w)], v, g, **params)
+
+
+def cross_entropy_probs_hess(x, t, w, v, g, *, keep, spread, **params):
+    w = w if isinstance(w, list) else [w] * len(x)
+    return _diagonal(x, [a * (keep * u + spread) for u, a in zip(t, w)], v, g, **params)
+
+
+def cross_entropy_hessian(x, y, q, v, *, scale, zloss, **_):
+    return [[a for row in _hessian(x, q, v, scale, zloss) for a in row]]
+
+
+def cross_entropy_hvp(x, y, u, q, v, *, scale, zloss, **_):
+    return [[mpmath.fdot(row, u) for row in _hessian(x, q, v, scale, zloss)]]
+
+
 def entropy(x, v, g=1, *, scale, **_):
     e, s = _exponentials(x, scale)
     logp = [(z - max(x)) * scale - mpmath.log(s) for z in x]
@@ -175,6 +220,7 @@ HARD = [
     Case("normal", 2, 9, ("scale=0.3",)), Case("shift+1e+04", 2, 9, ("scale=7",)),
     Case("normal", 2, 9, ("smoothing", "zloss", "weights", "vectors")),
     Case("dominating+30", 2, 9, ("smoothing", "weights")),
+    Case("normal", 2, 9, ("zloss", "masses", "vectors")),
 ]  # fmt: skip
 PAIRS = [
     pytest.param(name, case, id=f"{name}-{case.name}") for name in EXACT for case in HARD if case.applies(OPS[name])

@@ -64,9 +64,8 @@ print(_numba.facts()["numba threading layer"])
 @pytest.mark.parametrize("classes", [5, 40])
 def test_threads_do_not_show(name: str, classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parallel kernel, which a small array never meets, gives the serial kernel's bits."""
-    from cases import Case
+    from cases import Case, is_loss
     from checks import assert_same_bits, compute
-    from faces import is_loss
 
     op = OPS[name]
     options = ("weights", "vectors", "smoothing", "zloss") if is_loss(op) else ()

@@ -108,7 +108,7 @@ def test_public_functions_reach_their_kernels(public: str, op: Op, monkeypatch: 
 def test_every_operation_has_cases_and_saboteurs(op: Op) -> None:
     assert len(cases_for(op)) > 50
     assert any(op.name in s.ops for s in SABOTEURS), f"no saboteur attacks {op.name}: add one to tests/saboteurs.py"
-    assert not op.name.startswith("cross_entropy") or {"keep", "spread", "zloss"} <= set(op.params)
+    assert ("keep" in op.params) == ("spread" in op.params)
 
 
 def test_backends_have_their_doors() -> None:

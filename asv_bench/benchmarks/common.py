@@ -72,8 +72,8 @@ _REFERENCE_ELEMENTS = 1 << 20
 
 
 def is_loss(op: Any) -> bool:
-    """Tell whether the operation is a loss, perhaps with its gradient."""
-    return bool(op.outs[0][0] == "loss")
+    """Tell whether the operation is a loss, perhaps with derivatives, or a derivative of one."""
+    return bool(op.outs[0][0] == "loss" or "zloss" in op.params)
 
 
 def is_square(op: Any) -> bool:
@@ -121,7 +121,16 @@ def enter(backend: str) -> None:
 # --- operands -----------------------------------------------------------------------------------------------------
 
 # What the definitions take for options that are not given.
-_NEUTRAL = {"scale": 1.0, "empty": 0.0, "keep": 1.0, "spread": 0.0, "zloss": 0.0, "ignore": -100.0, "positive": 1.0}
+_NEUTRAL = {
+    "scale": 1.0,
+    "empty": 0.0,
+    "keep": 1.0,
+    "spread": 0.0,
+    "zloss": 0.0,
+    "ignore": -100.0,
+    "positive": 1.0,
+    "factor": 1.0,
+}
 
 # Rows of about so many elements are drawn, and repeated up to the array's size: that is fast, and tells what all of a
 # large result must be.
@@ -136,7 +145,7 @@ def _block(op: Any, rows: int, classes: int, dtype: str) -> dict[str, Any]:
         return (rng.standard_normal((rows, classes)) * 4).astype(dtype)
 
     def operand(name: str, kind: str) -> Any:
-        if name in ("w", "u", "v") or (name == "g" and is_loss(op)):
+        if name in ("w", "u", "v", "q") or (name == "g" and is_loss(op)):
             return 1.0 if kind != ROW else np.ones((rows, classes), dtype)
         if kind == LABEL:
             return rng.integers(0, classes, rows)
@@ -233,7 +242,7 @@ class Job:
         result = parts(self.fresh())
         self.check(result)
         known = inspect.signature(getattr(fastsoftmax, self.op.public[0]) if self.op.public else self.fresh).parameters
-        memory = {"out": result[0], "grad_out": result[-1]}
+        memory = {"out": result[0], "grad_out": result[1 % len(result)], "hess_out": result[-1]}
         options = {name: a for name, a in memory.items() if name in known}
         self.call = lambda: self.fresh(**options)
         self.check(parts(self.call()))

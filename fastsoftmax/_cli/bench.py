@@ -197,7 +197,8 @@ def _ours(backend: str, function: str, operands: list[Array]) -> Call:
     options: dict[str, Any] = {"reduction": "none"} if "reduction" in parameters else {}
     with _backends.use_backend(backend):
         first = f(*operands, **options)
-    memory = {"out": first, "grad_out": _parts(first)[-1]}
+    arrays = _parts(first)
+    memory = {"out": first, "grad_out": arrays[1 % len(arrays)], "hess_out": arrays[-1]}
     options |= {name: array for name, array in memory.items() if name in parameters}
 
     def call() -> Any:
