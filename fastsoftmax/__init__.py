@@ -1,11 +1,12 @@
 """The softmax family, its derivatives and fused cross-entropy losses on NumPy arrays."""
 
-from . import _derivatives, _divergences, _forward, _losses, _second_order
+from . import _derivatives, _divergences, _forward, _linear, _losses, _second_order
 from ._backends import BackendUnavailableError, available_backends, use_backend
 from ._config import show_config
 from ._derivatives import *  # noqa: F403
 from ._divergences import *  # noqa: F403
 from ._forward import *  # noqa: F403
+from ._linear import *  # noqa: F403
 from ._losses import *  # noqa: F403
 from ._second_order import *  # noqa: F403
 from ._threads import get_num_threads, num_threads, set_num_threads
@@ -22,5 +23,6 @@ __all__ = [
     "use_backend",
 ]
 # A public function enters the package's surface in its own module's __all__, and only there.
-__all__ += _derivatives.__all__ + _divergences.__all__ + _forward.__all__ + _losses.__all__ + _second_order.__all__
+for _module in (_derivatives, _divergences, _forward, _linear, _losses, _second_order):
+    __all__ += _module.__all__
 __all__.sort()
