@@ -20,6 +20,7 @@ HEADINGS = {
     "_losses": "Losses",
     "_divergences": "Losses",
     "_second_order": "Losses, second order",
+    "_linear": "Linear layer and loss",
 }
 OTHERS = "Backends, threads, introspection"
 

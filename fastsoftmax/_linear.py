@@ -96,11 +96,11 @@ class _Layer:
         c, d = self.w.shape
         size = self.dtype.itemsize
         matrices = [a for a in (self.w, *self.tangents[1:2]) if a is not None]
-        narrow = not all(self._ready(a) for a in matrices)
+        copied = sum(not self._ready(a) for a in matrices)
         # Per row: logits, with directions a piece of them, and blocks of x and its gradient where they are copies.
         pieces = max(1, min(c, PIECE_BYTES // max(1, d * size)))
         per_row = size * (buffers * c + (pieces if buffers > 1 else 0) + 4 * d)
-        fixed = size * d * pieces * (gradient + narrow)
+        fixed = size * d * pieces * (gradient + copied)
         if gradient and _plan.result_dtype(self.w) != self.dtype:
             fixed += size * c * d  # sums over blocks are rounded once
         least = per_row + fixed
@@ -229,14 +229,14 @@ class _Sums:
 
     def add_w(self, dz: Array, x: Array) -> None:
         """Add ``dz.T @ x``, a piece at a time: NumPy cannot add a product, and all of it is as large as the result."""
-        c = len(self.w)
-        if not self.started:
-            np.matmul(dz.T, x, out=self.w)
-            self.started = True
-            return
-        for start in range(0, c, self.layer.pieces):
+        for start in range(0, len(self.w), self.layer.pieces):
             part = self.w[start : start + self.layer.pieces]
-            part += np.matmul(dz[:, start : start + len(part)].T, x, out=self.piece[: len(part)])
+            piece = np.matmul(
+                dz[:, start : start + len(part)].T, x, out=self.piece[: len(part)] if self.started else part
+            )
+            if self.started:
+                part += piece
+        self.started = True
 
     def add_bias(self, dz: Array) -> None:
         """Add the sum over the rows."""

@@ -59,6 +59,8 @@ class Reduction:
             upstream: Any = 1.0
         elif self.reduction == "none":
             upstream = _plan.per_row("grad_output", grad_output, self.frame)
+            if upstream.size and not any(upstream.strides):
+                upstream = float(upstream.flat[0])  # one number, which needs no conversion in the plan
         else:
             a = _plan.as_real("grad_output", grad_output)
             if a.size != 1:

@@ -37,7 +37,7 @@ def benchmarks() -> Iterator[dict[str, ModuleType]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTSOFTMAX_BENCH_TINY", "1")
         patch.syspath_prepend(str(FOLDER))
-        names = ("common", "ops", "memory", "overhead", "process")
+        names = ("common", "ops", "memory", "overhead", "process", "linear")
         yield {name: importlib.import_module(f"benchmarks.{name}") for name in names}
     for name in [name for name in sys.modules if name.split(".")[0] in ("benchmarks", "yardstick")]:
         del sys.modules[name]
@@ -136,6 +136,14 @@ def test_every_benchmark_runs(benchmarks: dict[str, ModuleType], module: str, na
 
 def test_import(benchmarks: dict[str, ModuleType]) -> None:
     assert run(benchmarks["process"].Import(), "track_milliseconds") > 0
+
+
+def test_linear(benchmarks: dict[str, ModuleType]) -> None:
+    cls = benchmarks["linear"].ValueAndGrad
+    assert {name.partition("_")[0] for name in methods(cls)} == {"time", "peakmem", "track"}
+    for shape in cls.params[1]:
+        for method in methods(cls):
+            run(cls(), method, f"float64-{USABLE[0]}", shape)
 
 
 def test_first_call(benchmarks: dict[str, ModuleType]) -> None:
