@@ -97,9 +97,12 @@ class _Layer:
         size = self.dtype.itemsize
         matrices = [a for a in (self.w, *self.tangents[1:2]) if a is not None]
         copied = sum(not self._ready(a) for a in matrices)
-        # Per row: logits, with directions a piece of them, and blocks of x and its gradient where they are copies.
+        # Per row: logits, with directions a piece of them; blocks of x and its tangent that are copies; of the results.
         pieces = max(1, min(c, PIECE_BYTES // max(1, d * size)))
-        per_row = size * (buffers * c + (pieces if buffers > 1 else 0) + 4 * d)
+        moved = self.tangents[1:2] != [] and self.tangents[1] is not None
+        blocks = sum(not self._whole(a) for a in (self.x, *self.tangents[:1]) if a is not None)
+        blocks += gradient * (1 + bool(copied) + moved)
+        per_row = size * (buffers * c + (pieces if buffers > 1 else 0) + blocks * d)
         fixed = size * d * pieces * (gradient + copied)
         if gradient and _plan.result_dtype(self.w) != self.dtype:
             fixed += size * c * d  # sums over blocks are rounded once
@@ -119,6 +122,12 @@ class _Layer:
         # Blocks of equal size: a short last one would cost as much of BLAS's time as a long one, nearly.
         self.height = -(-self.rows // max(1, -(-self.rows // most)))
         self.pieces = pieces
+
+    def _whole(self, a: Array) -> bool:
+        """Tell whether blocks of an array of rows are views for BLAS."""
+        if self.kept is not None:
+            return False
+        return self._ready(a) if a.ndim == 2 else a.dtype == self.dtype and a.flags.carray
 
     def _ready(self, a: Array) -> bool:
         """Tell whether BLAS takes a matrix as it lies in memory."""
