@@ -104,11 +104,11 @@ class _Layer:
         blocks += gradient * (1 + bool(copied) + moved)
         per_row = size * (buffers * c + (pieces if buffers > 1 else 0) + blocks * d)
         fixed = size * d * pieces * (gradient + copied)
-        if gradient and _plan.result_dtype(self.w) != self.dtype:
-            fixed += size * c * d  # sums over blocks are rounded once
+        sums = size * c * d if gradient and _plan.result_dtype(self.w) != self.dtype else 0  # rounded at the end
+        fixed += sums
         least = per_row + fixed
         if max_bytes is None:
-            limit = max(DEFAULT_BYTES, least)
+            limit = max(DEFAULT_BYTES + sums, least)
         else:
             try:
                 limit = operator.index(max_bytes)
@@ -369,8 +369,8 @@ def linear_cross_entropy_value_and_grad(
         As for :func:`cross_entropy`.
     max_bytes : int, optional
         Bounds the memory for blocks of logits and other temporaries that grow with C or D.  The default is 62 MB, or
-        what a block of one row takes.  If ``w`` is not of the computing dtype, its gradient is summed in that, and the
-        sum counts.
+        what a block of one row takes.  If ``w`` is not of the computing dtype, its gradient is summed in that; this sum
+        counts, too, and is added to the default.
     grad_output : array_like, optional
         The upstream gradient: a scalar, or one number per row with ``reduction="none"``.
 

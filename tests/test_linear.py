@@ -291,9 +291,10 @@ def test_memory_is_bounded(max_bytes: int, kind: Any) -> None:
         assert peak - result <= max_bytes + 600_000
 
 
-def test_default_bound() -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_default_bound(kind: Any) -> None:
     layer = _linear._Layer(
-        np.broadcast_to(np.float32(0), (2048, 512)), np.broadcast_to(np.float32(0), (50257, 512)),
+        np.broadcast_to(kind(0), (2048, 512)), np.broadcast_to(kind(0), (50257, 512)),
         np.zeros(2048, int), None, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0,
         reduction="mean", softcap=None, z_loss=0.0, max_bytes=None, buffers=1, gradient=True,
     )  # fmt: skip
