@@ -125,9 +125,7 @@ def quick_loss(
     if found is None:
         return None
     threads = 1 if logits.size < SERIAL else _threads.get_num_threads()
-    return _native.quick_loss(
-        found, logits, target, grad_out, reduction, scale, empty, ignore, gradient, threads
-    )
+    return _native.quick_loss(found, logits, target, grad_out, reduction, scale, empty, ignore, gradient, threads)
 
 
 def facts() -> dict[str, Any]:
