@@ -45,7 +45,7 @@ typedef vf VEC;
 typedef long double wide;
 typedef vd VEC;
 #define HALVES 1
-#define DOMINATED 0x1p-40
+#define DOMINATED 0x1p-32
 #define FAR 1500.0
 #define DROP 746.5
 #define BOOST 53
