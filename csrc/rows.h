@@ -126,37 +126,45 @@ static EXPK NAME(exp_constants)(double scale)
     return k;
 }
 
-/* exp(s d) - 1 without its power of two, which is returned in n. */
-FS_INLINE VEC NAME(exp_minus1)(const EXPK *k, VEC d, VEC *n)
+/* exp(s d) without its power of two, which is returned in n; for doubles also what its last rounding lost. */
+FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
 {
+    const VEC one = V(set1)(1);
     *n = V(rint_of_product)(d, k->rate);
     VEC u = V(fnma)(*n, k->lo, V(fnma)(*n, k->hi, d));
     VEC r = V(mul)(u, k->s), r2 = V(mul)(r, r);
 #if FS_FLOAT
+    (void)lost;
     VEC q = V(fma)(r2, V(set1)(EXP_F32_C6), V(fma)(r, V(set1)(EXP_F32_C5), V(set1)(EXP_F32_C4)));
     q = V(fma)(r2, q, V(fma)(r, V(set1)(EXP_F32_C3), V(set1)(EXP_F32_C2)));
+    return V(add)(V(fma)(u, k->s, V(mul)(r2, q)), one); /* r + r^2 q, with r = u s not rounded */
 #else
-    VEC q = d_exp_quotient(r, r2);
-#endif
-    /* r + r^2 q, with r = u s not rounded */
-#if !FS_FUSED && !FS_FLOAT
+    /* 1 + r is rounded exactly in two parts, and everything is added to the smaller one. */
+#if FS_FUSED
+    VEC rest = d_fma(r2, d_exp_quotient(r, r2), d_fma(u, k->s, d_sub(d_set1(0), r)));
+#else
+    VEC rest = d_mul(r2, d_exp_quotient(r, r2));
     if (k->scale != 1)
-        return d_add(r, d_add(d_mul(r2, q), d_product_error(u, k->s, r)));
+        rest = d_add(rest, d_product_error(u, k->s, r));
 #endif
-    return V(fma)(u, k->s, V(mul)(r2, q));
+    VEC most = d_add(one, r);
+    rest = d_add(rest, d_sub(r, d_sub(most, one)));
+    VEC e = d_add(most, rest);
+    *lost = d_add(d_sub(most, e), rest);
+    return e;
+#endif
 }
 
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
  * Intel's processors an underflow costs 150 cycles, and masked classes and the lanes beyond a row's end all underflow. */
 FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top, VEC *lost)
 {
-    const VEC one = V(set1)(1);
-    VEC n, d = V(sub)(x, base);
+    VEC n, low, d = V(sub)(x, base);
     MASK alive = V(not_less)(d, floor);
-    VEC w = NAME(exp_minus1)(k, V(bounded)(d, floor), &n), e = V(add)(w, one);
+    VEC e = NAME(exp_parts)(k, V(bounded)(d, floor), &n, &low);
     n = V(sub)(n, top);
-    if (lost) /* what rounding 1 + w took */
-        *lost = V(scale2_if)(alive, V(add)(V(sub)(one, e), w), n);
+    if (lost)
+        *lost = V(scale2_if)(alive, low, n);
     return V(scale2_if)(alive, e, n);
 }
 
@@ -734,7 +742,7 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
         VEC far = V(set1)((REAL)(FAR / k->scale));
         VEC base = V(select)(V(lt)(far, V(abs)(m)), m, V(set1)(0));
         VEC d = V(sub)(m, base);
-        VEC w = NAME(exp_minus1)(k, d, &n), e = V(add)(w, V(set1)(1));
+        VEC lost, e = NAME(exp_parts)(k, d, &n, &lost);
         V(store)(G->base + o, base);
         V(store)(G->floor + o, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
         V(store)(G->top + o, V(sub)(n, V(set1)(BOOST)));
@@ -753,8 +761,7 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
 #else
         d_store(G->em + o, e);
         d_store(G->top_term + o, e);
-        vd unit = V(add)(w, V(set1)(1));
-        d_store(G->top_lo + o, d_scale2(d_add(d_sub(d_set1(1), unit), w), boost));
+        d_store(G->top_lo + o, d_scale2(lost, boost));
 #endif
     }
 }
