@@ -15,6 +15,9 @@ import rooms  # noqa: E402
 
 from fastsoftmax._ops import OPS, Op  # noqa: E402
 
+# A job for other processes, which reads its environment when it is imported: no place to look for doctests.
+collect_ignore = ["parallel_job.py"]
+
 hypothesis.settings.register_profile(
     "suite",
     deadline=None,
