@@ -30,7 +30,7 @@ import fastsoftmax as fs
 ROWS, FEATURES, CLASSES = 600, 20, 10
 C = 1.0
 TOLERANCE = 1e-9
-# It arrives after 8 steps.  With a Hessian that is wrong it would still get there, but take more.
+# It arrives after 8 steps; with half or twice the Hessian it is not there after 10.
 STEPS = 10
 REPEATS = 5
 
