@@ -419,7 +419,7 @@ def cross_entropy_value_and_grad(
         where, empty, grad_output, grad_out, True,
     )  # fmt: skip
     if done is not None:
-        return ValueAndGrad(*done)
+        return tuple.__new__(ValueAndGrad, done)  # half the time of its constructor: 0.1 of 2.5 us
     call = _Loss(
         logits, target, axis, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,
