@@ -60,12 +60,12 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define BRING(operand, i, g)                                                                                          \
     do {                                                                                                              \
         if (cols)                                                                                                     \
-            NAME(bring)(t, operand, i, g, operand##_columns);                                                        \
+            NAME(bring)(t, operand, i, g, operand##_columns);                                                         \
     } while (0)
 #define SEND(operand, i, g)                                                                                           \
     do {                                                                                                              \
         if (cols)                                                                                                     \
-            NAME(send)(t, operand, i, g, operand##_columns);                                                         \
+            NAME(send)(t, operand, i, g, operand##_columns);                                                          \
     } while (0)
 #define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
 
@@ -116,24 +116,24 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define CLASS_AT(pointer, fill) (cols ? V(set1)((pointer)[j / W]) : AT(pointer, fill))
 
 /* Sums and forward terms of a group: maxima, terms, sums. */
-#define GROUP_TERMS(X_, y_, rows_y_, i, g)                                                                                     \
+#define GROUP_TERMS(X_, y_, rows_y_, i, g)                                                                            \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
-        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols);                                                            \
+        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols);                                                         \
         NAME(group_prepare)(&G, &k);                                                                                  \
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
             p.next_x = ROW(X_, i + r + g);                                                                            \
             p.rows_y = rows_y_;                                                                                       \
-            sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                                     \
+            sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                               \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
     } while (0)
 
 #define FORWARD_PASS(X_, y_, i, r)                                                                                    \
     (PASS) {                                                                                                          \
-        .t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),      \
+        .t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),       \
         .floor = LANES(G.floor, r), .top = LANES(G.top, r), .m = LANES(G.m, r)                                        \
     }
 
@@ -1159,11 +1159,11 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 
 #define DEFINE_KERNEL(op, columns_max)                                                                                \
-    static void NAME(op)(const fs_tile *t)                                                                           \
+    static void NAME(op)(const fs_tile *t)                                                                            \
     {                                                                                                                 \
         if (t->c <= columns_max)                                                                                      \
-            NAME(op##_rows)(t, 1);                                                                                   \
+            NAME(op##_rows)(t, 1);                                                                                    \
         else                                                                                                          \
-            NAME(op##_rows)(t, 0);                                                                                   \
+            NAME(op##_rows)(t, 0);                                                                                    \
     }
 FS_OPS(DEFINE_KERNEL)

@@ -963,6 +963,11 @@ def one_per_row(typingctx, p, v, way):
     return result(p, v, way), codegen
 
 
+def _trap(builder: Any) -> None:
+    """Abort: numbers per row are floats, and only a branch that is never taken has one where rows of halves are."""
+    builder.call(builder.module.declare_intrinsic("llvm.trap", (), ir.FunctionType(ir.VoidType(), [])), ())
+
+
 @intrinsic
 def per_row(typingctx, p, known, value, r, left, way):
     """Return the operand's numbers for the rows from r on; ``value`` for all if the operand is not an array."""
@@ -971,6 +976,9 @@ def per_row(typingctx, p, known, value, r, left, way):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer, known, value, r, left, _ = args
         kind = context.get_value_type(result)
+        if _is_half(p):
+            _trap(builder)
+            return ir.Constant(kind, ir.Undefined)
         constant = _convert(context, builder, value, types.float64, result)
         with builder.if_else(known) as (then, otherwise):
             with then:
@@ -1021,8 +1029,7 @@ def put_row(typingctx, p, r, left, value, way):
         pointer, r, left, v = args[:4]
         kind = LLVM_TYPE[p.dtype]
         if _is_half(p):
-            # Numbers per row are floats; only a branch that is never taken puts one where rows of halves are.
-            builder.call(builder.module.declare_intrinsic("llvm.trap"), ())
+            _trap(builder)
         elif len(way) == 1:
             vector = ir.VectorType(kind, _count(p))
             v = v if v.type == vector else builder.fptrunc(v, vector)
