@@ -221,8 +221,11 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             log_lo[r] = (REAL)G.log_lo[r];
         }
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .m = LANES(G.m, r),
-                      .hi = LANES(log_hi, r), .lo = LANES(log_lo, r), .next_other = ROW(T, i + r + g)};
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r),
+                             .next_other = ROW(T, i + r + g));
+            p.m = LANES(G.m, r);
+            p.hi = LANES(log_hi, r);
+            p.lo = LANES(log_lo, r);
             NAME(divergence_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, mass, mass_lo, cols);

@@ -32,6 +32,7 @@
 #undef EXPK
 #undef FAR
 #undef FETCH
+#undef FIELD
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS
@@ -55,6 +56,8 @@
 #undef ONSET
 #undef PANELS
 #undef PASS
+#undef PASS_OF
+#undef PLACES
 #undef Q
 #undef RAISED
 #undef ROOM
@@ -62,6 +65,7 @@
 #undef ROWS_GROUP
 #undef SAVE_LIMIT
 #undef SEND
+#undef SET
 #undef SETTLE
 #undef SLOT
 #undef STEP

@@ -132,10 +132,14 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
     } while (0)
 
 #define FORWARD_PASS(X_, y_, i, r)                                                                                    \
-    (PASS) {                                                                                                          \
-        .t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .terms = TERMS(y_), .base = LANES(G.base, r),       \
-        .floor = LANES(G.floor, r), .top = LANES(G.top, r), .m = LANES(G.m, r)                                        \
-    }
+    ({                                                                                                                \
+        PASS forward_ = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .terms = TERMS(y_));        \
+        forward_.base = LANES(G.base, r);                                                                             \
+        forward_.floor = LANES(G.floor, r);                                                                           \
+        forward_.top = LANES(G.top, r);                                                                               \
+        forward_.m = LANES(G.m, r);                                                                                   \
+        forward_;                                                                                                     \
+    })
 
 /* Give the group's special rows their values. */
 #define FILL_SPECIAL(Y_, i, g, if_empty)                                                                              \
@@ -347,8 +351,10 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int cols)
             for (int r = 0; r < W; r++)
                 G.m[r] = m;
             NAME(group_prepare)(&G, &k);
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = x, .other = b, .base = V(set1)(G.base[0]),
-                      .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = x, .other = b);
+            p.base = V(set1)(G.base[0]);
+            p.floor = V(set1)(G.floor[0]);
+            p.top = V(set1)(G.top[0]);
             ACC first, second;
             NAME(weighted_sums_all)(&p, &first, &second, 0);
             double hi, lo;
@@ -477,8 +483,9 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         NAME(group_max)(&G, t, P, i, g, OF(P, i, 0), cols);
         NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
         FOR_PASSES(r, g) {
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .u = LANES(ref, r),
-                         .flag = logs, .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r)};
+            PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = logs,
+                                .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r));
+            pass.u = LANES(ref, r);
             NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
@@ -497,8 +504,11 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
             lo[r] = fabs(top) < INFINITY ? (REAL)(rest + low) : 0;
         }
         FOR_PASSES(r, g) {
-            PASS pass = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
-                         .v = V(set1)((REAL)scale), .flag = logs, .hi = LANES(hi, r), .lo = LANES(lo, r)};
+            PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
+                                .flag = logs);
+            pass.v = V(set1)((REAL)scale);
+            pass.hi = LANES(hi, r);
+            pass.lo = LANES(lo, r);
             NAME(emit_centred_all)(&pass, cols);
         }
         SEND(Y, i, g);
@@ -558,8 +568,8 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1, .next_x = ROW(P, i + r + g),
-                      .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r)};
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1,
+                             .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r));
             NAME(alive_sums_all)(&p, &total.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&total, g, hi, lo, cols);
@@ -568,8 +578,10 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
             rest[r] = (REAL)(hi[r] - head[r] + lo[r]);
         }
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
-                      .hi = LANES(head, r), .lo = LANES(rest, r), .v = V(set1)((REAL)t->params[0])};
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r));
+            p.hi = LANES(head, r);
+            p.lo = LANES(rest, r);
+            p.v = V(set1)((REAL)t->params[0]);
             NAME(emit_log_vjp_all)(&p, cols);
         }
         SEND(Y, i, g);
@@ -588,8 +600,8 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = ROW(P, i + r + g),
-                      .next_other = ROW(T, i + r + g)};
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = ROW(P, i + r + g),
+                             .next_other = ROW(T, i + r + g));
             NAME(alive_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, hi, lo, cols);
@@ -624,7 +636,9 @@ FS_INLINE void NAME(logsumexp_vjp_rows)(const fs_tile *t, const int cols)
                 lo[r] = 0;
         }
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(P, i, r), .y = OF(Y, i, r), .u = LANES(hi, r), .v = LANES(lo, r)};
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .y = OF(Y, i, r));
+            p.u = LANES(hi, r);
+            p.v = LANES(lo, r);
             NAME(emit_times_all)(&p, cols);
         }
         SEND(Y, i, g);
@@ -649,7 +663,9 @@ FS_INLINE void NAME(softmax_jacobian_rows)(const fs_tile *t, const int cols)
             others += j == top ? 0 : p[j];
         int unit = fabsl(hi - 1) <= UNIT_SUM_BAND;
         for (ptrdiff_t j = 0; j < t->c; j++) {
-            PASS pass = {.t = t, .c = t->c, .x = p, .y = out + j * t->c, .u = V(set1)(-p[j] * s), .v = V(set1)(0)};
+            PASS pass = PASS_OF(.t = t, .c = t->c, .x = p, .y = out + j * t->c);
+            pass.u = V(set1)(-p[j] * s);
+            pass.v = V(set1)(0);
             NAME(emit_times)(&pass, 0, t->c, 0);
             long double rest = !unit ? 1 - (long double)p[j] : j == top ? others : hi - p[j];
             out[j * t->c + j] = (REAL)(p[j] * rest * t->params[0]);
@@ -774,7 +790,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         wy[r] = v[r] = up[r] = 1;
     double weights = (double)t->c, weights_lo = 0; /* their sum, the same for every row */
     if (spread != 0 && w) {
-        PASS p = {.t = t, .c = t->c, .x = w};
+        PASS p = PASS_OF(.t = t, .c = t->c, .x = w);
         ACC sum, same;
         NAME(plain_sums_all)(&p, &sum, &same, 0);
         NAME(sum_one)(sum, &weights, &weights_lo);
@@ -805,7 +821,8 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             SUMS a, same;
             double low[ROOM];
             FOR_PASSES(r, g) {
-                PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .m = LANES(G.m, r)};
+                PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .w = w);
+                p.m = LANES(G.m, r);
                 NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &same.of[SLOT(r)], cols);
             }
             NAME(sum_rows)(&a, g, spreads, low, cols);
@@ -1053,9 +1070,11 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         NAME(diagonal) D;
         FOR_PASSES(r, g) {
-            PASS p = {.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .m = LANES(G.m, r),
-                      .u = V(set1)((REAL)one_hot), .v = V(set1)((REAL)spread), .flag = smooth,
-                      .next_other = ROW(T, i + r + g)};
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .flag = smooth,
+                             .next_other = ROW(T, i + r + g));
+            p.m = LANES(G.m, r);
+            p.u = V(set1)((REAL)one_hot);
+            p.v = V(set1)((REAL)spread);
             NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, sum_q, q_lo, cols);
@@ -1145,7 +1164,7 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
     enum { X, S };
     (void)cols;
     for (ptrdiff_t i = 0; i < t->n; i++) {
-        PASS p = {.t = t, .c = t->c, .x = ROW(X, i)};
+        PASS p = PASS_OF(.t = t, .c = t->c, .x = ROW(X, i));
         ACC first, second;
         double hi, lo;
         NAME(plain_sums_all)(&p, &first, &second, 0);

@@ -392,22 +392,48 @@ static void NAME(sum_one)(ACC s, double *hi, double *lo)
         }                                                                                                             \
     } while (0)
 
-/* One pass: where it reads and writes, and its scalars, the same in all lanes (rows) or one for each row (columns). */
+/* One pass: where it reads and writes (its places), and its scalars, the same in all lanes (rows) or one for each row
+ * (columns). */
+#define PLACES(X)                                                                                                     \
+    X(const fs_tile *, t)                                                                                             \
+    X(const EXPK *, k)                                                                                                \
+    X(const REAL *, x)                                                                                                \
+    X(const REAL *, other)                                                                                            \
+    X(const REAL *, along)                                                                                            \
+    X(const REAL *, w)                                                                                                \
+    X(const REAL *, terms)                                                                                            \
+    X(REAL *, y)                                                                                                      \
+    X(REAL *, save)                                                                                                   \
+    X(ptrdiff_t, c)                                                                                                   \
+    /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the \
+     * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */           \
+    X(const REAL *, next_x)                                                                                           \
+    X(const REAL *, next_other)                                                                                       \
+    X(const REAL *, rows_y)                                                                                           \
+    X(int, flag)
+#define FIELD(type, name) type name;
 typedef struct {
-    const fs_tile *t;
-    const EXPK *k;
-    const REAL *x, *other, *along, *w, *terms;
-    REAL *y, *save;
-    ptrdiff_t c;
-    /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the
-     * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */
-    const REAL *next_x, *next_other, *rows_y;
+    PLACES(FIELD)
+} NAME(places);
+typedef struct {
+    PLACES(FIELD)
     VEC base, floor, top;
     VEC hi, lo, m, u, v, q, all, all_lo, factor;
     VEC inverse, curve, square, apex; /* of second derivatives */
-    int flag;
 } NAME(pass);
+#undef FIELD
 #define PASS NAME(pass)
+
+/* A pass with these places.  Its scalars are set as they are needed: clearing them, as an initialiser would, took a quarter
+ * of the time of softmax over two classes. */
+#define SET(type, name) pass_.name = places_.name;
+#define PASS_OF(...)                                                                                                  \
+    ({                                                                                                                \
+        const NAME(places) places_ = {__VA_ARGS__};                                                                   \
+        PASS pass_;                                                                                                   \
+        PLACES(SET)                                                                                                   \
+        pass_;                                                                                                        \
+    })
 
 #define FETCH(p, j)                                                                                                   \
     do {                                                                                                              \
@@ -466,7 +492,7 @@ FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c)
 {
     if (c <= FS_BLOCK)
         return NAME(max_flat)(x, c, 0);
-    PASS p = {.t = t, .x = x, .c = c};
+    PASS p = PASS_OF(.t = t, .x = x, .c = c);
     REAL m = -(REAL)INFINITY;
     t->for_blocks(t, NAME(blocks)(c), NAME(max_block), &p);
     for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++)
@@ -821,8 +847,10 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     double h, l;
     long double sum = (long double)G.top_term[0] - G.em[0];
     for (int side = 0; side < 2; side++) {
-        PASS p = {.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = x, .c = side ? c - at - 1 : at, .base = V(set1)(G.base[0]),
-                  .floor = V(set1)(G.floor[0]), .top = V(set1)(G.top[0])};
+        PASS p = PASS_OF(.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = x, .c = side ? c - at - 1 : at);
+        p.base = V(set1)(G.base[0]);
+        p.floor = V(set1)(G.floor[0]);
+        p.top = V(set1)(G.top[0]);
         NAME(sum_one)(NAME(exp_sum)(&p, 0), &h, &l);
         sum += (long double)h + l;
     }
