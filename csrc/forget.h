@@ -32,6 +32,8 @@
 #undef EXPK
 #undef FAR
 #undef FETCH
+#undef FETCH_AHEAD
+#undef FETCH_MAX
 #undef FIELD
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
@@ -44,12 +46,15 @@
 #undef IS_EMPTY
 #undef IS_NAN
 #undef IS_PLUS_INF
+#undef KEEP_LOOP
 #undef LABEL
 #undef LANES
 #undef LATER
+#undef LONG
 #undef LOOP
 #undef LOWEST
 #undef MASK
+#undef MEDIUM
 #undef MOMENT
 #undef OF
 #undef ONE
@@ -67,6 +72,7 @@
 #undef SEND
 #undef SET
 #undef SETTLE
+#undef SHORT
 #undef SLOT
 #undef STEP
 #undef SUMS

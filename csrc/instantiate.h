@@ -41,7 +41,7 @@ static ptrdiff_t count_labels(const int64_t *labels, ptrdiff_t n, int64_t classe
     return (ptrdiff_t)ignored;
 }
 
-#define ENTRY(op, columns_max) {#op, op##_f32, op##_f64},
+#define ENTRY(op, vectors) {#op, op##_f32, op##_f64},
 const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};
 
 const fs_staging FS_STAGING[2] = {

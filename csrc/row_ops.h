@@ -1,42 +1,41 @@
 /* The operations on rows, one kernel each, over the passes and groups of rows.h.
  *
  * A kernel is a function NAME(op_rows)(t, cols), where cols tells the layout (rows.h), and an entry in FS_OPS: its name,
- * and the classes up to which it works in columns, half of COLUMNS_MAX where three operands of rows share the cache.  Its
- * operands and parameters stand in t in the order of the table in fastsoftmax/_ops.py, which holds the definition that
- * the tests compare it with. */
+ * and how long a row must be for it to work in rows (rows.h).  Its operands and parameters stand in t in the order of the
+ * table in fastsoftmax/_ops.py, which holds the definition that the tests compare it with. */
 
 #ifndef FS_OPS
 #define FS_OPS(X)                                                                                                     \
-    X(softmax, COLUMNS_MAX)                                                                                           \
-    X(log_softmax, COLUMNS_MAX)                                                                                       \
-    X(logsumexp, COLUMNS_MAX)                                                                                         \
-    X(logsumexp_weighted, COLUMNS_MAX / 2)                                                                            \
-    X(softmax_jvp, COLUMNS_MAX / 2)                                                                                   \
-    X(log_softmax_jvp, COLUMNS_MAX / 2)                                                                               \
-    X(log_softmax_vjp, COLUMNS_MAX / 2)                                                                               \
-    X(logsumexp_jvp, COLUMNS_MAX)                                                                                     \
-    X(logsumexp_vjp, COLUMNS_MAX)                                                                                     \
-    X(softmax_jacobian, COLUMNS_MAX)                                                                                  \
-    X(log_softmax_jacobian, COLUMNS_MAX)                                                                              \
-    X(cross_entropy_index, COLUMNS_MAX)                                                                               \
-    X(cross_entropy_index_grad, COLUMNS_MAX)                                                                          \
-    X(cross_entropy_probs, COLUMNS_MAX)                                                                               \
-    X(cross_entropy_probs_grad, COLUMNS_MAX / 2)                                                                      \
-    X(cross_entropy_index_jvp, COLUMNS_MAX / 2)                                                                       \
-    X(cross_entropy_probs_jvp, COLUMNS_MAX / 2)                                                                       \
-    X(cross_entropy_index_hess, COLUMNS_MAX / 2)                                                                      \
-    X(cross_entropy_probs_hess, COLUMNS_MAX / 2)                                                                      \
-    X(cross_entropy_hvp, COLUMNS_MAX / 2)                                                                             \
-    X(cross_entropy_hessian, COLUMNS_MAX)                                                                             \
-    X(entropy, COLUMNS_MAX)                                                                                           \
-    X(entropy_grad, COLUMNS_MAX)                                                                                      \
-    X(kl_divergence, COLUMNS_MAX / 2)                                                                                 \
-    X(kl_divergence_grad, COLUMNS_MAX / 2)                                                                            \
-    X(binary_cross_entropy, COLUMNS_MAX)                                                                              \
-    X(binary_cross_entropy_grad, COLUMNS_MAX)                                                                         \
-    X(binary_cross_entropy_sum, COLUMNS_MAX)                                                                          \
-    X(binary_cross_entropy_sum_grad, COLUMNS_MAX)                                                                     \
-    X(total, COLUMNS_MAX)
+    X(softmax, LONG)                                                                                                  \
+    X(log_softmax, LONG)                                                                                              \
+    X(logsumexp, LONG)                                                                                                \
+    X(logsumexp_weighted, LONG)                                                                                       \
+    X(softmax_jvp, MEDIUM)                                                                                            \
+    X(log_softmax_jvp, MEDIUM)                                                                                        \
+    X(log_softmax_vjp, SHORT)                                                                                         \
+    X(logsumexp_jvp, LONG)                                                                                            \
+    X(logsumexp_vjp, LONG)                                                                                            \
+    X(softmax_jacobian, LONG)                                                                                         \
+    X(log_softmax_jacobian, LONG)                                                                                     \
+    X(cross_entropy_index, LONG)                                                                                      \
+    X(cross_entropy_index_grad, LONG)                                                                                 \
+    X(cross_entropy_probs, LONG)                                                                                      \
+    X(cross_entropy_probs_grad, LONG)                                                                                 \
+    X(cross_entropy_index_jvp, LONG)                                                                                  \
+    X(cross_entropy_probs_jvp, LONG)                                                                                  \
+    X(cross_entropy_index_hess, LONG)                                                                                 \
+    X(cross_entropy_probs_hess, LONG)                                                                                 \
+    X(cross_entropy_hvp, LONG)                                                                                        \
+    X(cross_entropy_hessian, LONG)                                                                                    \
+    X(entropy, LONG)                                                                                                  \
+    X(entropy_grad, LONG)                                                                                             \
+    X(kl_divergence, LONG)                                                                                            \
+    X(kl_divergence_grad, LONG)                                                                                       \
+    X(binary_cross_entropy, LONG)                                                                                     \
+    X(binary_cross_entropy_grad, LONG)                                                                                \
+    X(binary_cross_entropy_sum, LONG)                                                                                 \
+    X(binary_cross_entropy_sum_grad, LONG)                                                                            \
+    X(total, LONG)       
 
 /* What a kernel of a loss computes: the value; with the gradient; with that and the Hessian's diagonal; with the derivative
  * along a direction. */
@@ -138,6 +137,8 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         forward_.floor = LANES(G.floor, r);                                                                           \
         forward_.top = LANES(G.top, r);                                                                               \
         forward_.m = LANES(G.m, r);                                                                                   \
+        if (t->c > FS_BLOCK && t->c <= SAVE_LIMIT) /* see exp_sum_flat */                                             \
+            forward_.next_x = ROW(X_, (i) + (r) + g);                                                                 \
         forward_;                                                                                                     \
     })
 
@@ -397,7 +398,7 @@ FS_INLINE void NAME(centre_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
         NAME(acc_times_difference)(&b, q, V(select)(V(eq)(q, zero), ref, load_t), ref);                               \
     } while (0)
     EACH_VECTOR(cols, c, CENTRE(V(load)(x + j), V(load)(t + j)); FETCH(p, from + j),
-                CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)));
+                CENTRE(V(load_head)(x + j, rest, V(set1)(fill)), V(load_head)(t + j, rest, ref)); FETCH(p, from + j));
 #undef CENTRE
     s[0] = NAME(acc_done)(a, 0);
     s[1] = NAME(acc_done)(b, 0);
@@ -533,7 +534,7 @@ FS_INLINE void NAME(alive_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
             NAME(acc_product)(&a, q, h);                                                                              \
     } while (0)
     EACH_VECTOR(cols, c, ALIVE(V(load)(x + j), V(load)(t + j)); FETCH(p, from + j),
-                ALIVE(V(load_head)(x + j, rest, dead), V(load_head)(t + j, rest, zero)));
+                ALIVE(V(load_head)(x + j, rest, dead), V(load_head)(t + j, rest, zero)); FETCH(p, from + j));
 #undef ALIVE
     s[0] = NAME(acc_done)(a, 0);
     s[1] = s[0];
@@ -976,8 +977,7 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
     const REAL *x = p->x + from, *t = p->other + from, *w = p->w ? p->w + from : NULL;
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
     EVERYWHERE({
-        if (whole)
-            FETCH(p, from + j);
+        FETCH(p, from + j);
         VEC q = NAME(smoothed)(p, AT(t, 0), w ? CLASS_AT(w, 0) : one, u, v);
         if (!whole) { /* beyond the rest, smoothing has made q of nothing */
             REAL lanes[W];
@@ -1177,10 +1177,10 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 
-#define DEFINE_KERNEL(op, columns_max)                                                                                \
+#define DEFINE_KERNEL(op, vectors)                                                                                    \
     static void NAME(op)(const fs_tile *t)                                                                            \
     {                                                                                                                 \
-        if (t->c <= columns_max)                                                                                      \
+        if (NAME(in_columns)(t->c, vectors))                                                                          \
             NAME(op##_rows)(t, 1);                                                                                    \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                    \

@@ -58,19 +58,35 @@ typedef vd VEC;
 /* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
 
-/* Classes up to which a group is worked on in columns.  At 200 classes a group's fixed steps still cost softmax a tenth of
- * its time in rows (1.21 memcpy, 1.07 in columns); at 256 its columns leave the first-level cache no room.  Where three
- * operands share that, half as many (softmax_vjp at 128 classes: 1.82 in columns, 1.72 in rows). */
-#define COLUMNS_MAX 192
+/* Rows of this many vectors or more are worked on as rows, shorter ones in columns, where the fixed steps and the loads of
+ * what is not a whole vector cost less: softmax of 240 MB of float32, in memcpys, in rows and in columns: 60 classes 1.28,
+ * 1.03; 64 0.97, 1.06; 72 1.09, 1.08; 100 1.08, 1.08; 150 1.07, 1.08.  So rows of whole vectors of floats change at half.
+ * The more operands of rows share the cache and the less is computed, the fewer: softmax_vjp 50 1.64, 1.58; 72 (float64) 1.40,
+ * 1.57; log_softmax_vjp 28 1.55, 1.51; 32 1.19, 1.66. */
+enum { NAME(LONG) = 8, NAME(MEDIUM) = 4, NAME(SHORT) = 2 };
+#define LONG NAME(LONG)
+#define MEDIUM NAME(MEDIUM)
+#define SHORT NAME(SHORT)
+#define COLUMNS_MAX (LONG * W)
+
+FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
+{
+    return c < (FS_FLOAT && vectors > SHORT && c % W == 0 ? vectors / 2 : vectors) * W;
+}
+
+/* Rows from whose length on the processor follows several streams by itself, and fetching the next rows in advance only pushes
+ * this one's from the cache (log_softmax_vjp of 20000 classes 1.73, 1.42 without; 3000 1.30, 1.33). */
+#define FETCH_MAX ((64 << 10) / (ptrdiff_t)sizeof(REAL))
 
 /* Panels of W rows that a group in columns has at most: its steps wait for each other, several panels' need not. */
 #define PANELS 4
 #define ROOM (PANELS * W)
 
 /* Elements of one operand that a group takes at a time, if it may: a 48 KB first-level cache has room for them and their
- * results, which in columns there are twice. */
+ * results, which in columns there are twice, and for the next group's.  8 KB in columns instead of 4: cross-entropy and its
+ * gradient of 20 to 50 classes of float32 1.57 to 1.79 memcpys, not 1.43 to 1.57. */
 #define ROWS_GROUP ((16 << 10) / (ptrdiff_t)sizeof(REAL))
-#define COLUMNS_GROUP ((8 << 10) / (ptrdiff_t)sizeof(REAL))
+#define COLUMNS_GROUP ((4 << 10) / (ptrdiff_t)sizeof(REAL))
 #define COLUMNS_ROOM (COLUMNS_MAX * W > COLUMNS_GROUP ? COLUMNS_MAX * W : COLUMNS_GROUP)
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
@@ -172,6 +188,10 @@ FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
 {
     return NAME(exp_term_and_lost)(k, x, base, floor, top, NULL);
 }
+
+/* In a loop that also stores zeros: else gcc takes those out and makes `rep stos` of them, which takes 30 cycles and more (a
+ * tenth of softmax over two classes).  Its option for that, -fno-tree-loop-distribute-patterns, breaks gcc 12 elsewhere. */
+#define KEEP_LOOP __asm__ volatile("" ::: "memory")
 
 /* --- sums ----------------------------------------------------------------------------------------------------- */
 
@@ -337,6 +357,7 @@ FS_INLINE void NAME(sum_rows)(SUMS *sums, ptrdiff_t g, double *hi, double *lo, c
         }
         d_store(hi + o, s);
         d_store(lo + o, d_set1(0));
+        KEEP_LOOP;
 #else
         ACC s = sums->of[o / W];
 #define STEP(k, x, y, out)                                                                                            \
@@ -437,9 +458,9 @@ typedef struct {
 
 #define FETCH(p, j)                                                                                                   \
     do {                                                                                                              \
-        if ((p)->next_x)                                                                                              \
+        if ((p)->next_x && (cols || (p)->c <= FETCH_MAX))                                                             \
             __builtin_prefetch((p)->next_x + (j), 0, cols ? 3 : 2);                                                   \
-        if ((p)->next_other)                                                                                          \
+        if ((p)->next_other && (cols || (p)->c <= FETCH_MAX))                                                         \
             __builtin_prefetch((p)->next_other + (j), 0, cols ? 3 : 2);                                               \
         if (cols && (p)->rows_y)                                                                                      \
             __builtin_prefetch((p)->rows_y + (j), 1);                                                                 \
@@ -508,22 +529,36 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     const REAL *x = p->x + from;
     REAL *save = p->save ? p->save + from : NULL;
     ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
-    ptrdiff_t i = 0;
+    fs_fetch *fetch = p->t->fetch;
+    /* Rows in blocks are so long that their passes take turns at memory: this one fetches the result, the next one the next x
+     * (131072 classes: softmax 1.68, log_softmax 1.73 memcpys; 1.30, 1.37 so). */
+    const int result = !cols && p->c > FS_BLOCK && p->rows_y && !fetch;
+    const char *ahead = (const char *)((result ? p->rows_y : p->next_x) + from);
+    ptrdiff_t i = 0, line = 64;
+#define FETCH_AHEAD                                                                                                   \
+    do {                                                                                                              \
+        if (result)                                                                                                   \
+            __builtin_prefetch(ahead, 1);                                                                             \
+        else                                                                                                          \
+            __builtin_prefetch(ahead, 0, 2);                                                                          \
+        ahead += line;                                                                                                \
+    } while (0)
     if (!cols) {
-        fs_fetch *fetch = c > 4 * W ? p->t->fetch : NULL;
-        const char *ahead = fetch ? fs_fetch_row(fetch) : (const char *)(p->next_x + from);
-        const ptrdiff_t line = fetch ? fetch->line : 64;
+        if (fetch) {
+            ahead = fs_fetch_row(fetch);
+            line = fetch->line;
+        }
         for (; i + 4 * W <= c; i += 4 * W) {
             if (i % (4 * W * SETTLE) == 0)
                 NAME(acc_settle)(&s0, &s1, &kept);
-            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += line)
-                __builtin_prefetch(ahead, 0, 2);
+            for (ptrdiff_t o = 0; o < 4 * W; o += 64 / (ptrdiff_t)sizeof(REAL))
+                FETCH_AHEAD;
             VEC e0 = NAME(acc_exp)(&s0, k, V(load)(x + i), base, floor, top);
             VEC e1 = NAME(acc_exp)(&s1, k, V(load)(x + i + W), base, floor, top);
             VEC e2 = NAME(acc_exp)(&s0, k, V(load)(x + i + 2 * W), base, floor, top);
             VEC e3 = NAME(acc_exp)(&s1, k, V(load)(x + i + 3 * W), base, floor, top);
             if (save) {
-                for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                for (ptrdiff_t o = 0; !result && o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
                     __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
                 V(store)(save + i, e0);
                 V(store)(save + i + W, e1);
@@ -539,15 +574,19 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
         {
             if (cols)
                 FETCH(p, j);
+            else if (j % (64 / (ptrdiff_t)sizeof(REAL)) == 0)
+                FETCH_AHEAD;
             VEC e = NAME(acc_exp)(&s0, k, V(load)(y + j), base, floor, top);
             if (save)
                 V(store)(z + j, e);
         },
         {
+            FETCH_AHEAD;
             VEC e = NAME(acc_exp)(&s1, k, V(load_head)(y + j, rest, V(set1)(-(REAL)INFINITY)), base, floor, top);
             if (save)
                 V(store_head)(z + j, rest, e);
         });
+#undef FETCH_AHEAD
     if (cols)
         return NAME(acc_done)(s0, ONSET);
     NAME(acc_settle)(&s0, &s1, &kept);
@@ -564,7 +603,10 @@ static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
 {
     PASS p = *(const PASS *)context;
     double *out = p.t->scratch + 4 * b;
-    p.next_x = p.x;
+    if (p.c > SAVE_LIMIT) { /* what is fetched now would be gone by then */
+        p.next_x = p.x;
+        p.rows_y = NULL;
+    }
     NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
 }
 
@@ -669,6 +711,7 @@ FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
 FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col)
 {
     const ptrdiff_t step = t->step[operand], c = t->c;
+    const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
     const char *row = t->data[operand] + i * step;
     VEC v[Q];
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
@@ -677,6 +720,14 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
                 for (ptrdiff_t k = 0; k < c; k++)
                     col[k * W + r] = ((const REAL *)(row + (r < left ? r : 0) * step))[k];
             return;
+        }
+        if (pairs) {
+            v[0] = V(load)((const REAL *)row);
+            v[1] = V(load)((const REAL *)row + W);
+            V(unzip)(v);
+            V(store)(col, v[0]);
+            V(store)(col + W, v[1]);
+            continue;
         }
         const char *p = row;
         ptrdiff_t k = 0;
@@ -701,6 +752,7 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
 FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const REAL *col)
 {
     const ptrdiff_t step = t->step[operand], c = t->c;
+    const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
     char *row = t->data[operand] + i * step;
     VEC v[Q];
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
@@ -709,6 +761,14 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
                 for (ptrdiff_t k = 0; k < c; k++)
                     ((REAL *)(row + r * step))[k] = col[k * W + r];
             return;
+        }
+        if (pairs) {
+            v[0] = V(load)(col);
+            v[1] = V(load)(col + W);
+            V(zip)(v);
+            V(store)((REAL *)row, v[0]);
+            V(store)((REAL *)row + W, v[1]);
+            continue;
         }
         char *p = row;
         ptrdiff_t k = 0;
@@ -783,6 +843,7 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
             vd exact = d_fma(r2, d_exp_quotient_of_float(r, r2), d_add(d_set1(1), r));
             d_store(G->top_term + o + h * d_W, d_mul(exact, d_set1((double)(1 << BOOST))));
             d_store(G->top_lo + o + h * d_W, d_set1(0));
+            KEEP_LOOP;
         }
 #else
         d_store(G->em + o, e);
@@ -814,6 +875,7 @@ FS_INLINE void NAME(group_sums)(GROUP *G, SUMS *sums, ptrdiff_t g, const int col
         vd lost, most = NAME(difference)(s, d_load(G->em + o), &lost), rest = d_sub(s_lo, d_load(G->top_lo + o));
         vd others = d_add(most, rest);
         d_store(G->others + o, others);
+        KEEP_LOOP;
         d_store(G->others_lo + o, FS_FLOAT ? d_set1(0) : d_add(d_add(d_sub(most, others), rest), lost));
 #if FS_FLOAT
         s = d_add(others, d_load(G->top_term + o));

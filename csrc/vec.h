@@ -24,5 +24,7 @@
  *                                     elements of each quad only
  *   transpose_quads                   element b of the quads of vector a for element a of those of vector b, as many
  *                                     vectors as a quad has elements
+ *   unzip zip                         v[0] and v[1], which hold pairs one after the other, to the pairs' first and second
+ *                                     elements; and back
  *
  * Everything is inlined into kernels compiled for that instruction set. */

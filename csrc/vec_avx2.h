@@ -159,6 +159,18 @@ FS_INLINE void f_transpose_quads(vf *v)
     v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
     v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
 }
+FS_INLINE void f_unzip(vf *v)
+{
+    vf even = _mm256_shuffle_ps(v[0], v[1], 0x88), odd = _mm256_shuffle_ps(v[0], v[1], 0xdd);
+    v[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8));
+    v[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8));
+}
+FS_INLINE void f_zip(vf *v)
+{
+    vf low = _mm256_unpacklo_ps(v[0], v[1]), high = _mm256_unpackhi_ps(v[0], v[1]);
+    v[0] = _mm256_permute2f128_ps(low, high, 0x20);
+    v[1] = _mm256_permute2f128_ps(low, high, 0x31);
+}
 FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step)
 {
     return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p)), _mm_loadu_pd((const double *)((const char *)p + step)), 1);
@@ -184,6 +196,18 @@ FS_INLINE void d_transpose_quads(vd *v)
     vd a = v[0], b = v[1];
     v[0] = _mm256_unpacklo_pd(a, b);
     v[1] = _mm256_unpackhi_pd(a, b);
+}
+FS_INLINE void d_unzip(vd *v)
+{
+    vd even = _mm256_unpacklo_pd(v[0], v[1]), odd = _mm256_unpackhi_pd(v[0], v[1]);
+    v[0] = _mm256_permute4x64_pd(even, 0xd8);
+    v[1] = _mm256_permute4x64_pd(odd, 0xd8);
+}
+FS_INLINE void d_zip(vd *v)
+{
+    vd low = _mm256_unpacklo_pd(v[0], v[1]), high = _mm256_unpackhi_pd(v[0], v[1]);
+    v[0] = _mm256_permute2f128_pd(low, high, 0x20);
+    v[1] = _mm256_permute2f128_pd(low, high, 0x31);
 }
 
 /* Element types that are staged. */

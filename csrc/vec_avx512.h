@@ -154,6 +154,20 @@ FS_INLINE void f_transpose_quads(vf *v)
     v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
     v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
 }
+FS_INLINE void f_unzip(vf *v)
+{
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vf a = v[0], b = v[1];
+    v[0] = _mm512_permutex2var_ps(a, even, b);
+    v[1] = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+}
+FS_INLINE void f_zip(vf *v)
+{
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vf a = v[0], b = v[1];
+    v[0] = _mm512_permutex2var_ps(a, low, b);
+    v[1] = _mm512_permutex2var_ps(a, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b);
+}
 FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step)
 {
     const char *q = (const char *)p;
@@ -193,6 +207,20 @@ FS_INLINE void d_transpose_quads(vd *v)
     vd a = v[0], b = v[1];
     v[0] = _mm512_unpacklo_pd(a, b);
     v[1] = _mm512_unpackhi_pd(a, b);
+}
+FS_INLINE void d_unzip(vd *v)
+{
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    vd a = v[0], b = v[1];
+    v[0] = _mm512_permutex2var_pd(a, even, b);
+    v[1] = _mm512_permutex2var_pd(a, _mm512_add_epi64(even, _mm512_set1_epi64(1)), b);
+}
+FS_INLINE void d_zip(vd *v)
+{
+    const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    vd a = v[0], b = v[1];
+    v[0] = _mm512_permutex2var_pd(a, low, b);
+    v[1] = _mm512_permutex2var_pd(a, _mm512_add_epi64(low, _mm512_set1_epi64(4)), b);
 }
 
 /* Element types that are staged. */

@@ -131,6 +131,18 @@ FS_INLINE void f_transpose_quads(vf *v)
     v[2] = (vf){b[0], b[1], d[0], d[1]};
     v[3] = (vf){b[2], b[3], d[2], d[3]};
 }
+FS_INLINE void f_unzip(vf *v)
+{
+    vf a = v[0], b = v[1];
+    v[0] = (vf){a[0], a[2], b[0], b[2]};
+    v[1] = (vf){a[1], a[3], b[1], b[3]};
+}
+FS_INLINE void f_zip(vf *v)
+{
+    vf a = v[0], b = v[1];
+    v[0] = (vf){a[0], b[0], a[1], b[1]};
+    v[1] = (vf){a[2], b[2], a[3], b[3]};
+}
 FS_INLINE vd d_load_quads(const double *p, ptrdiff_t step) { return (void)step, d_load(p); }
 FS_INLINE vd d_load_quads_head(const double *p, ptrdiff_t step, ptrdiff_t n) { return (void)step, d_load_head(p, n, d_set1(0)); }
 FS_INLINE void d_store_quads(double *p, ptrdiff_t step, vd v) { (void)step, d_store(p, v); }
@@ -141,6 +153,8 @@ FS_INLINE void d_transpose_quads(vd *v)
     v[0] = (vd){a[0], b[0]};
     v[1] = (vd){a[1], b[1]};
 }
+FS_INLINE void d_unzip(vd *v) { d_transpose_quads(v); }
+FS_INLINE void d_zip(vd *v) { d_transpose_quads(v); }
 
 /* Element types that are staged. */
 typedef uint32_t uf __attribute__((vector_size(16)));

@@ -58,7 +58,7 @@ enum { LOG, LOG1P, LOG1P_OF_FLOATS };
 
 /* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of
  * ln 2 and exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t.  LOG1P_OF_FLOATS is exact
- * to 2^-30 and a division cheaper. */
+ * to 2^-30 and two divisions cheaper. */
 FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
 {
     /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
@@ -70,7 +70,8 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
         lost = d_select(d_lt(t, d_set1(0x1p-20)), d_sub(t, d_sub(u, one)), zero);
     vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
     vd f = d_sub(d_scale2(u, d_sub(zero, n)), one);
-    vd s = d_div(f, d_add(d_set1(2), f)), z = d_mul(s, s), p = d_log_quotient(z);
+    vd sum = d_add(d_set1(2), f), s = what == LOG1P_OF_FLOATS ? d_mul(f, d_reciprocal(sum)) : d_div(f, sum);
+    vd z = d_mul(s, s), p = d_log_quotient(z);
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
     vd small = d_fma(s, d_fma(z, p, half), d_fma(n, d_set1(LN2_LO_F64_NOFMA), lost));
