@@ -769,7 +769,7 @@ FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
 
 FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what)
 {
-    enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, FACTOR = 6 };
+    enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 6 };
     const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
     const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
     const double *o = t->params;
@@ -922,7 +922,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             u[r] = (REAL)(v[r] * up[r] * scale * spread);
         NAME(diagonal) D;
         for (ptrdiff_t r = 0; hess && r < G.n; r++)
-            NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale * o[FACTOR],
+            NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale, o[EXCESS],
                                (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
@@ -1041,7 +1041,7 @@ DEFINE_SUMS(probs_slope)
 
 FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what)
 {
-    enum { X, T, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, FACTOR = 5 };
+    enum { X, T, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 5 };
     const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
     const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
     const double *o = t->params;
@@ -1101,7 +1101,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             if (gradient)
                 factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             if (hess)
-                NAME(set_diagonal)(&D, &G, r, (wide)v * ONE(G_GRAD, i + r) * scale * scale * o[FACTOR], sum_q[r], zloss, scale);
+                NAME(set_diagonal)(&D, &G, r, (wide)v * ONE(G_GRAD, i + r) * scale * scale, o[EXCESS], sum_q[r], zloss, scale);
         }
         if (!gradient && !slope)
             continue;

@@ -440,7 +440,7 @@ typedef struct {
     PLACES(FIELD)
     VEC base, floor, top;
     VEC hi, lo, m, u, v, q, all, all_lo, factor;
-    VEC inverse, curve, square, apex; /* of second derivatives */
+    VEC inverse, curve, square, apex, excess; /* of second derivatives */
 } NAME(pass);
 #undef FIELD
 #define PASS NAME(pass)

@@ -49,13 +49,13 @@ FS_INLINE wide NAME(lse_of)(const GROUP *G, double scale, ptrdiff_t r)
 
 /* --- the diagonal ------------------------------------------------------------------------------------------------------- */
 
-/* What makes the diagonal, rate (a p (1 - p) + 2 zloss p^2) with a = mass + 2 zloss lse, of a term: see curved. */
+/* What makes the diagonal, rate (a p (1 - p) + 2 zloss p^2) (1 + excess) with a = mass + 2 zloss lse, of a term: see curved. */
 typedef struct {
-    REAL inverse[ROOM], curve[ROOM], square[ROOM], apex[ROOM];
+    REAL inverse[ROOM], curve[ROOM], square[ROOM], apex[ROOM], excess;
 } NAME(diagonal);
 
-FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r, wide rate, wide mass, double zloss,
-                                  double scale)
+FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r, wide rate, double excess, wide mass,
+                                  double zloss, double scale)
 {
     wide inverse = 1 / ((wide)G->s[r] + G->s_lo[r]), top = 1 / (1 + (wide)G->rest[r]);
     if (zloss != 0)
@@ -64,6 +64,8 @@ FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r
     D->curve[r] = (REAL)(rate * mass * inverse);
     D->square[r] = (REAL)(rate * 2 * zloss * inverse);
     D->apex[r] = (REAL)(rate * top * (mass * (G->rest[r] * top) + 2 * zloss * top));
+    /* Not 0, which would make NaN of an infinite result; a finite one is not changed. */
+    D->excess = (REAL)(excess > 0x1p-60 ? excess : 0x1p-60);
 }
 
 #define DIAGONAL_PASS(p, to, r)                                                                                       \
@@ -73,6 +75,7 @@ FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r
         p.curve = LANES(D.curve, r);                                                                                  \
         p.square = LANES(D.square, r);                                                                                \
         p.apex = LANES(D.apex, r);                                                                                    \
+        p.excess = V(set1)(D.excess);                                                                                 \
     } while (0)
 
 /* The diagonal at a class whose term is e; a class with more than half has the apex, from the sum over the others. */
@@ -80,7 +83,8 @@ FS_INLINE VEC NAME(curved)(const PASS *p, VEC e)
 {
     VEC y = V(mul)(e, p->inverse), not_y = V(sub)(V(set1)(1), y);
     VEC h = V(fma)(V(mul)(e, p->square), y, V(mul)(V(mul)(e, p->curve), not_y));
-    return V(select)(V(lt)(V(set1)((REAL)0.5), y), p->apex, h);
+    h = V(select)(V(lt)(V(set1)((REAL)0.5), y), p->apex, h);
+    return V(fma)(h, p->excess, h);
 }
 
 /* Beside what a pass emits, store the diagonal. */

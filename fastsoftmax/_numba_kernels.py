@@ -1634,6 +1634,13 @@ def times(p, a, hi, lo):
 
 
 @helper
+def pair_times(a, b, b_lo):
+    """Return ``a (b + b_lo)`` in two parts."""
+    hi, lo = two_product(a, b)
+    return hi, fma(a, b_lo, lo)
+
+
+@helper
 def two_parts(p, hi, lo):
     """Return vectors of a pointer's dtype whose sum is ``hi + lo``."""
     a = rounded(p, hi)

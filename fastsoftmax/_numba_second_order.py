@@ -42,6 +42,7 @@ from ._numba_kernels import (
     open_row,
     out_row,
     over_sum,
+    pair_times,
     per_row,
     pointer_to,
     probs_rows,
@@ -55,7 +56,6 @@ from ._numba_kernels import (
     spread,
     store,
     times,
-    two_product,
     two_sum,
     unscale,
     widen,
@@ -114,13 +114,6 @@ def weight_sum(w, count, c):
 
 
 @helper
-def pair_times(a, b, b_lo):
-    """Return ``a (b + b_lo)`` in two parts."""
-    hi, lo = two_product(a, b)
-    return hi, fma(a, b_lo, lo)
-
-
-@helper
 def index_mass(x, w, label, keep, spread_, weights, way):
     """Return what the targets of a row sum to, given its class index."""
     return gather(w, label, x, 0, way) * keep + spread_ * weights
@@ -147,8 +140,8 @@ def probs_mass(p, b, w, count, n, keep, spread_, way):
 
 
 @helper
-def diagonal_row(p, a, n, constants, scale, to, mass, rate, zloss, empty, valid, way):
-    """Write ``rate p (curvature (1 - p) + 2 zloss p)``."""
+def diagonal_row(p, a, n, constants, scale, to, mass, rate, excess, zloss, empty, valid, way):
+    """Write ``rate p (curvature (1 - p) + 2 zloss p) (1 + excess)``."""
     m, ok = checked_max(a, n, way)
     frame, total, total_lo, rest, top, lse = softmax_of(p, a, n, constants, scale, select(ok, m, 0.0), way)
     bad = select(valid, without_maximum(m, 0.0 if empty else math.nan), 0.0)
@@ -158,6 +151,8 @@ def diagonal_row(p, a, n, constants, scale, to, mass, rate, zloss, empty, valid,
         hi, lo, after = over_sum(p, total, total_lo, rate)
         inverse, inverse_lo = quotient(1.0, 0.0, total, total_lo)
         special = spread(p, bad)
+        # Not 0, which would make NaN of an infinite result; a finite one is not changed.
+        excess = max(excess, 2.0**-60)
         for k in range(0, n, lanes(p)):
             e = widen(exp_terms(load(a, k, n - k, 0.0), constants, frame))
             not_p, not_p_lo = pair_times(select(e == top, nothing(p) + rest, total - e), inverse, inverse_lo)
@@ -165,16 +160,16 @@ def diagonal_row(p, a, n, constants, scale, to, mass, rate, zloss, empty, valid,
             if zloss != 0.0:
                 z, z_lo = add_product(z, z_lo, e * inverse, 2.0 * zloss)
             z = times(p, e, hi, lo) * (z + z_lo) * after
-            store(to, k, n - k, only(good, spread(p, z), special, way))
+            store(to, k, n - k, only(good, spread(p, fma(z, excess, z)), special, way))
     else:
         fill_row(to, n, bad, way)
 
 
 @kernel
 def cross_entropy_index_hess(
-    x, y, w, v, v_all, g, g_all, loss, dx, hess, c, first, last, scale, empty, keep, spread_, zloss, ignore, factor, way
+    x, y, w, v, v_all, g, g_all, loss, dx, hess, c, first, last, scale, empty, keep, spread_, zloss, ignore, excess, way
 ):
-    """Loss against class indices, its gradient times g, and its Hessian's diagonal times g and factor."""
+    """Loss against class indices, its gradient times g, and its Hessian's diagonal times g (1 + excess)."""
     px, py, pw, pv, pg, ph = pointer_to(x), pointer_to(y), pointer_to(w), pointer_to(v), pointer_to(g), pointer_to(hess)
     tile = scratch(px)
     step = rows_at_once(px, way)
@@ -197,16 +192,16 @@ def cross_entropy_index_hess(
                 to = out_row(ph, r, c, tile, way)
                 mass = index_mass(1 if w.size > 1 else 0, pw, select(valid, label, 0), keep, spread_, weights, way)
                 rate = per_row(pv, v.size > 0, v_all, r, last - r, way) * scale
-                rate = rate * per_row(pg, g.size > 0, g_all, r, last - r, way) * (scale * factor)
-                diagonal_row(px, a, n, constants, scale, to, mass, rate, zloss, empty, valid, way)
+                rate = rate * per_row(pg, g.size > 0, g_all, r, last - r, way) * scale
+                diagonal_row(px, a, n, constants, scale, to, mass, rate, excess, zloss, empty, valid, way)
                 close_row(ph, r, last - r, c, tile, way)
 
 
 @kernel
 def cross_entropy_probs_hess(
-    x, t, w, v, v_all, g, g_all, loss, dx, hess, c, first, last, scale, empty, keep, spread_, zloss, factor, way
+    x, t, w, v, v_all, g, g_all, loss, dx, hess, c, first, last, scale, empty, keep, spread_, zloss, excess, way
 ):
-    """Loss against probabilities, its gradient times g, and its Hessian's diagonal times g and factor."""
+    """Loss against probabilities, its gradient times g, and its Hessian's diagonal times g (1 + excess)."""
     px, pt, pw, pv, pg, ph = pointer_to(x), pointer_to(t), pointer_to(w), pointer_to(v), pointer_to(g), pointer_to(hess)
     tile, other = scratch(px), scratch(px)
     step = rows_at_once(px, way)
@@ -226,8 +221,8 @@ def cross_entropy_probs_hess(
                 to = out_row(ph, r, c, tile, way)
                 mass = probs_mass(px, b, pw, w.size, n, keep, spread_, way)
                 rate = per_row(pv, v.size > 0, v_all, r, last - r, way) * scale
-                rate = rate * per_row(pg, g.size > 0, g_all, r, last - r, way) * (scale * factor)
-                diagonal_row(px, a, n, constants, scale, to, mass, rate, zloss, empty, mass == mass, way)
+                rate = rate * per_row(pg, g.size > 0, g_all, r, last - r, way) * scale
+                diagonal_row(px, a, n, constants, scale, to, mass, rate, excess, zloss, empty, mass == mass, way)
                 close_row(ph, r, last - r, c, tile, way)
 
 

@@ -406,12 +406,12 @@ def _loss_jvp(
 
 
 def _loss_hess(
-    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, factor: Any
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, excess: Any
 ) -> tuple[Array, Array, Array]:
     loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
     mass, f = q.sum(-1, keepdims=True), (v * g)[:, None] * scale
     dx = _row_gradient(q, p, not_p, lse, zloss, empty) * f
-    return loss, dx, _diagonal(mass, p, not_p, lse, zloss) * (f * scale * factor)
+    return loss, dx, _diagonal(mass, p, not_p, lse, zloss) * (f * scale * (1 + excess))
 
 
 @_op(
@@ -440,29 +440,29 @@ def cross_entropy_probs_jvp(
 
 
 @_op(
-    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss ignore factor",
+    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss ignore excess",
     ulp=4, bytes_moved=3, public="cross_entropy_value_grad_hess", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_index_hess(
     x: Array, y: Array, w: Array, v: Array, g: Array, *,
-    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, factor: Any,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, excess: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """Loss against class indices, its gradient times g, and its Hessian's diagonal times g and factor."""
+    """Loss against class indices, its gradient times g, and its Hessian's diagonal times g (1 + excess)."""
     q, ignored = _one_hot(x, y, w, keep, spread, ignore)
-    loss, dx, hess = _loss_hess(x, q, v, g, scale, zloss, empty, factor)
+    loss, dx, hess = _loss_hess(x, q, v, g, scale, zloss, empty, excess)
     return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx), np.where(ignored[:, None], 0, hess)
 
 
 @_op(
-    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss factor",
+    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c) hess:(c)", "scale empty keep spread zloss excess",
     ulp=4, bytes_moved=4, public="cross_entropy_value_grad_hess", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_probs_hess(
     x: Array, t: Array, w: Array, v: Array, g: Array, *,
-    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, factor: Any,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, excess: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    """Loss against probabilities, its gradient times g, and its Hessian's diagonal times g and factor."""
-    return _loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, factor)
+    """Loss against probabilities, its gradient times g, and its Hessian's diagonal times g (1 + excess)."""
+    return _loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, excess)
 
 
 @_op(

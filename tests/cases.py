@@ -189,6 +189,7 @@ OPTIONS: dict[str, Callable[[Op], bool]] = {
     "vectors": lambda op: ONE in _kinds(op) and is_loss(op),
     "unnormalised": lambda op: ("t", ROW) in op.ins and is_loss(op),
     "zero-targets": lambda op: ("t", ROW) in op.ins and is_loss(op),
+    "excess": lambda op: "excess" in op.params,
     "positive": lambda op: "positive" in op.params,
     "p-coarse": lambda op: op.ins[0][0] in ("p", "logp"),
     "p-half": lambda op: op.ins[0][0] in ("p", "logp"),
@@ -240,7 +241,7 @@ class Case:
             "spread": eps / self.classes,
             "zloss": 1e-3 if "zloss" in self.options else 0.0,
             "ignore": float(IGNORE),
-            "factor": 1.0,
+            "excess": 1 / 8 if "excess" in self.options else 0.0,
             "positive": 2.5 if "positive" in self.options else 1.0,
         }
         return {name: values[name] for name in op.params}

@@ -183,29 +183,28 @@ def _size_curvature(mass: Array, lse: Array, zloss: Any) -> Array:
 
 
 def _size_loss_hess(
-    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, factor: Any, tiny: Any
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any, excess: Any, tiny: Any
 ) -> tuple[Array, ...]:  # fmt: skip
     _, p, not_p, lse = _ops._parts(x, scale, empty)
     a = _size_curvature(q.sum(-1, keepdims=True), lse, zloss)
-    hess = (
-        np.where(p == 0, 0, _known(p, tiny) * (a * not_p + 2 * zloss * p)) * np.abs(v * g)[:, None] * scale**2 * factor
-    )
+    hess = np.where(p == 0, 0, _known(p, tiny) * (a * not_p + 2 * zloss * p))
+    hess = hess * np.abs(v * g)[:, None] * scale**2 * (1 + excess)
     return *_size_loss_grad(x, q, v, g, scale, zloss, empty), hess
 
 
 def _size_cross_entropy_index_hess(
     x: Array, y: Array, w: Array, v: Array, g: Array, *,
-    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, factor: Any, tiny: Any,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, ignore: Any, excess: Any, tiny: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     q, _ = _ops._one_hot(x, y, w, keep, spread, ignore)
-    return _size_loss_hess(x, q, v, g, scale, zloss, empty, factor, tiny)
+    return _size_loss_hess(x, q, v, g, scale, zloss, empty, excess, tiny)
 
 
 def _size_cross_entropy_probs_hess(
     x: Array, t: Array, w: Array, v: Array, g: Array, *,
-    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, factor: Any, tiny: Any,
+    scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any, excess: Any, tiny: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
-    return _size_loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, factor, tiny)
+    return _size_loss_hess(x, w * (keep * t + spread), v, g, scale, zloss, empty, excess, tiny)
 
 
 def _size_cross_entropy_hvp(

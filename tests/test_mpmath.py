@@ -154,9 +154,9 @@ def _hessian(x, mass, v, scale, zloss):
     return [[f * (a * ((p[i] if i == j else 0) - p[i] * p[j]) + 2 * zloss * p[i] * p[j]) for j in n] for i in n]
 
 
-def _diagonal(x, q, v, g, *, scale, zloss, factor, **_):
+def _diagonal(x, q, v, g, *, scale, zloss, excess, **_):
     h = _hessian(x, mpmath.fsum(q), v * g, scale, zloss)
-    return [*_loss(x, q, v, g, scale, zloss), [factor * h[i][i] for i in range(len(x))]]
+    return [*_loss(x, q, v, g, scale, zloss), [(1 + excess) * h[i][i] for i in range(len(x))]]
 
 
 def cross_entropy_index_hess(x, y, w, v, g, *, keep, spread, **params):

@@ -129,7 +129,7 @@ _NEUTRAL = {
     "zloss": 0.0,
     "ignore": -100.0,
     "positive": 1.0,
-    "factor": 1.0,
+    "excess": 0.0,
 }
 
 # Rows of about so many elements are drawn, and repeated up to the array's size: that is fast, and tells what all of a
