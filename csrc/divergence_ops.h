@@ -287,7 +287,18 @@ FS_INLINE void NAME(kl_divergence_grad_rows)(const fs_tile *t, const int cols) {
  *
  * With a = |z|, e = exp(-a), and `against` the part of the label that z is wrong about ((1 - y) or u y), `right` the
  * other: loss = against a + (against + right) log1p(e), slope = +-(against - right e) / (1 + e).  Both tails keep their
- * relative precision; e, the logarithm and the slope are kept multiplied by 2^BOOST, so that only results are subnormal. */
+ * relative precision; e, the logarithm and the slope are kept multiplied by 2^LIFT, so that only results are subnormal.
+ * That is more than BOOST, and e is dropped later: scale and weights make a result of what alone would round to 0. */
+
+#if FS_FLOAT
+#define LIFT 48
+#define LIFTED 0x1p48
+#define LIFT_DROP 120.0 /* exp(-120) 2^48 is a normal number; with a factor below 8e6 what is dropped rounds to 0 */
+#else
+#define LIFT 96
+#define LIFTED 0x1p96
+#define LIFT_DROP 774.0
+#endif
 
 #define BINARY NAME(binary)
 typedef struct {
@@ -295,15 +306,15 @@ typedef struct {
     const EXPK *k;
     const REAL *x, *y, *w, *u, *g;
     REAL *loss, *dx;
-    REAL floor, positive, v, factor, factor_lo; /* v: multiplies losses that are not summed; factor: slopes */
+    REAL floor, positive, v, factor, factor_lo; /* v: multiplies losses that are not summed; factor: slopes, in two parts */
     ptrdiff_t c;
 } BINARY;
 
-/* log1p(e) 2^BOOST for 0 <= e <= 1 and e_up = e 2^BOOST; *inverse becomes 1 / (1 + e). */
+/* log1p(e) 2^LIFT for 0 <= e <= 1 and e_up = e 2^LIFT; *inverse becomes 1 / (1 + e). */
 FS_INLINE VEC NAME(log1p_up)(VEC e, VEC e_up, VEC *inverse)
 {
     const VEC one = V(set1)(1), zero = V(set1)(0), half = V(set1)((REAL)0.5);
-    const VEC up = V(set1)((REAL)((uint64_t)1 << BOOST));
+    const VEC up = V(set1)((REAL)LIFTED);
     VEC whole = V(add)(one, e);
     /* 1 + e = 2^n (1 + f), n = 0 or 1; log1p(f) is short enough for what n log 2 makes of its rounding. */
 #if FS_FLOAT
@@ -312,7 +323,7 @@ FS_INLINE VEC NAME(log1p_up)(VEC e, VEC e_up, VEC *inverse)
     VEC f = V(select)(upper, V(mul)(V(sub)(e, one), half), e), f_up = V(select)(upper, V(mul)(f, up), e_up);
     VEC q = V(fma)(f, f_log1p_quotient(f), V(set1)((REAL)-0.5));
     return V(add)(V(fma)(V(mul)(f_up, f), q, f_up),
-                  V(select)(upper, V(set1)((REAL)(LN2_HI_F64_FMA * (1 << BOOST))), zero));
+                  V(select)(upper, V(set1)((REAL)(LN2_HI_F64_FMA * LIFTED)), zero));
 #else
     MASK upper = V(lt)(V(set1)(0x1.a827999fcef32p-2), e); /* sqrt(2) - 1: what LOG_F64_P is made for */
     VEC f = V(select)(upper, V(mul)(V(sub)(e, one), half), e), two_f = V(add)(V(set1)(2), f);
@@ -328,15 +339,44 @@ FS_INLINE VEC NAME(log1p_up)(VEC e, VEC e_up, VEC *inverse)
 #endif
 }
 
-/* Losses or their sums (of the linear parts, and of the logarithms 2^BOOST), and slopes, of one vector. */
+/* What multiplies a vector: its weights times a number in two parts, and what rounding takes from that. */
+FS_INLINE VEC NAME(weighted)(const BINARY *p, VEC w, REAL hi, REAL lo, VEC *lost)
+{
+    VEC factor = V(set1)(hi);
+    *lost = V(set1)(lo);
+    if (p->w) {
+        const VEC zero = V(set1)(0), product = V(mul)(w, factor);
+#if FS_FUSED
+        VEC error = V(fma)(w, factor, V(sub)(zero, product));
+#elif FS_FLOAT
+        VEC error = f_narrow(d_sub(d_mul(f_widen_lo(w), f_widen_lo(factor)), f_widen_lo(product)),
+                             d_sub(d_mul(f_widen_hi(w), f_widen_hi(factor)), f_widen_hi(product)));
+#else
+        VEC error = d_product_error(w, factor, product);
+#endif
+        error = V(fma)(w, *lost, error);
+        *lost = V(select)(V(lt)(V(abs)(error), V(set1)((REAL)INFINITY)), error, zero); /* a product may be infinite */
+        factor = product;
+    }
+    return factor;
+}
+
+/* a (hi + lo), where an infinite a needs no second part. */
+FS_INLINE VEC NAME(mul2_any)(VEC a, VEC hi, VEC lo)
+{
+    VEC y = NAME(mul2)(a, hi, lo);
+    return V(select)(V(lt)(V(abs)(y), V(set1)((REAL)INFINITY)), y, V(mul)(a, hi));
+}
+
+/* Losses or their sums (of the linear parts, and of the logarithms 2^LIFT), and slopes, of one vector. */
 FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, const int whole, const int scaled,
                                  ACC *linear_sum, ACC *log_sum, const int summed, const int gradient)
 {
     const VEC zero = V(set1)(0), one = V(set1)(1), infinite = V(set1)((REAL)INFINITY);
-    const VEC down = V(set1)((REAL)(1.0 / ((uint64_t)1 << BOOST))), up = V(set1)((REAL)((uint64_t)1 << BOOST));
+    const VEC down = V(set1)((REAL)(1 / LIFTED)), up = V(set1)((REAL)LIFTED);
     VEC x = AT(p->x, -(REAL)INFINITY), y = AT(p->y, 0), a = V(abs)(x);
     MASK below = V(lt)(x, zero);
-    VEC e_up = NAME(exp_term)(p->k, V(sub)(zero, a), zero, V(set1)(p->floor), V(set1)(-BOOST));
+    VEC e_up = NAME(exp_term)(p->k, V(sub)(zero, a), zero, V(set1)(p->floor), V(set1)(-LIFT));
     VEC inverse, log = NAME(log1p_up)(V(mul)(e_up, down), e_up, &inverse);
     const int weighted = p->u || p->positive != 1;
     VEC no = V(sub)(one, y), yes = y;
@@ -347,29 +387,37 @@ FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, c
         const VEC s = V(set1)((REAL)p->k->scale), s_lo = V(set1)((REAL)(p->k->scale - (REAL)p->k->scale));
         a = V(select)(V(lt)(a, infinite), V(fma)(a, s, V(mul)(a, s_lo)), a);
     }
-    VEC linear = V(select)(V(eq)(against, zero), zero, V(mul)(against, a));
     if (weighted) /* else (1 - y) + y is 1 */
         log = V(mul)(log, V(add)(no, yes));
     VEC w = p->w ? AT(p->w, 0) : one, g = p->g ? AT(p->g, 0) : one; /* outputs may be inputs: all is read first */
     if (summed) {
-        NAME(acc_any)(linear_sum, p->w ? V(mul)(linear, w) : linear);
+        VEC linear = p->w ? V(mul)(against, w) : against;
+        NAME(acc_any)(linear_sum, V(select)(V(eq)(linear, zero), zero, V(mul)(linear, a)));
         NAME(acc_any)(log_sum, p->w ? V(mul)(log, w) : log);
     } else {
-        VEC factor = p->w ? V(mul)(w, V(set1)(p->v)) : V(set1)(p->v);
-        VEC loss = V(fma)(V(mul)(log, factor), down, V(mul)(linear, factor));
+        VEC lost, factor = NAME(weighted)(p, w, p->v, 0, &lost);
+        VEC linear = p->w ? NAME(mul2_any)(against, factor, lost) : V(mul)(against, factor);
+        linear = V(select)(V(eq)(against, zero), zero, V(mul)(linear, a)); /* what it multiplies may be infinite */
+        log = p->w ? NAME(mul2_any)(log, factor, lost) : V(mul)(log, factor);
+        VEC loss = V(fma)(log, down, linear);
         if (whole)
             V(store)(p->loss + j, loss);
         else
             V(store_head)(p->loss + j, rest, loss);
     }
     if (gradient) {
-        VEC factor = V(set1)(p->factor);
-        if (p->w)
-            factor = V(fma)(w, factor, V(mul)(w, V(set1)(p->factor_lo)));
+        VEC lost, factor = NAME(weighted)(p, w, p->factor, p->factor_lo, &lost);
+        VEC size = V(fnma)(right, e_up, V(mul)(against, up)), slope = V(mul)(size, inverse);
+        if (scaled || weighted || p->w || p->g) {
+            /* Divided with one rounding, since several products follow. */
+            VEC e = V(mul)(e_up, down), whole = V(add)(one, e), lo = V(sub)(e, V(sub)(whole, one));
+            VEC nearer = V(fma)(V(fnma)(slope, lo, V(fnma)(slope, whole, size)), inverse, slope);
+            slope = V(select)(V(lt)(V(abs)(nearer), infinite), nearer, slope); /* but not an infinite one */
+        }
+        slope = p->w || scaled ? NAME(mul2_any)(slope, factor, lost) : V(mul)(slope, factor);
         if (p->g)
-            factor = V(mul)(g, factor);
-        VEC slope = V(mul)(V(fnma)(right, e_up, V(mul)(against, up)), inverse);
-        slope = V(mul)(V(mul)(slope, V(select)(below, V(sub)(zero, factor), factor)), down);
+            slope = V(mul)(slope, g);
+        slope = V(mul)(V(select)(below, V(sub)(zero, slope), slope), down);
         if (whole)
             V(store)(p->dx + j, slope);
         else
@@ -427,13 +475,14 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
             SUMS linear, log;                                                                                         \
             for (ptrdiff_t r = 0; r < g; r++) {                                                                       \
                 ACC s[2];                                                                                             \
-                double v = ONE(V_, i + r), f = scale * v * (gradient && summed ? ONE(G_, i + r) : 1);                 \
+                double v = ONE(V_, i + r);                                                                            \
+                const wide f = (wide)scale * v * (gradient && summed ? ONE(G_, i + r) : 1);                           \
                 BINARY p = {.t = t, .k = &k, .x = ROW(X, i + r), .y = ROW(Y, i + r), .c = t->c,                       \
                             .w = (const REAL *)t->data[WEIGHT], .u = (const REAL *)t->data[U],                        \
                             .g = gradient && !summed ? ROW(G_, i + r) : NULL,                                         \
                             .loss = summed ? NULL : ROW(LOSS, i + r), .dx = gradient ? ROW(DX, i + r) : NULL,         \
-                            .floor = (REAL)(-DROP / scale), .positive = (REAL)t->params[1], .v = (REAL)v,             \
-                            .factor = (REAL)f, .factor_lo = FS_FLOAT ? (REAL)(f - (REAL)f) : 0};                      \
+                            .floor = (REAL)(-LIFT_DROP / scale), .positive = (REAL)t->params[1], .v = (REAL)v,              \
+                            .factor = (REAL)f, .factor_lo = isfinite((REAL)f) ? (REAL)(f - (REAL)f) : 0};           \
                 if (t->c <= FS_BLOCK) {                                                                               \
                     NAME(binary_flat)(&p, 0, t->c, s, summed, gradient);                                              \
                 } else {                                                                                              \
@@ -452,7 +501,7 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
             NAME(sum_rows)(&linear, g, hi, lo, 0);                                                                    \
             NAME(sum_rows)(&log, g, log_hi, log_lo, 0);                                                               \
             for (ptrdiff_t r = 0; r < g; r++) {                                                                       \
-                const wide down = 1 / (wide)((uint64_t)1 << BOOST);                                                   \
+                const wide down = 1 / LIFTED;                                                                         \
                 wide sum = ((wide)hi[r] + lo[r]) + ((wide)log_hi[r] + log_lo[r]) * down;                              \
                 ONE(LOSS, i + r) = (REAL)(sum * ONE(V_, i + r));                                                      \
             }                                                                                                         \
@@ -469,6 +518,9 @@ DEFINE_BINARY(binary_cross_entropy_sum, 1, 0)
 DEFINE_BINARY(binary_cross_entropy_sum_grad, 1, 1)
 
 #undef BINARY
+#undef LIFT
+#undef LIFTED
+#undef LIFT_DROP
 #undef DEFINE_BINARY
 #undef LATER
 #undef LOWEST

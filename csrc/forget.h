@@ -50,6 +50,9 @@
 #undef LABEL
 #undef LANES
 #undef LATER
+#undef LIFT
+#undef LIFTED
+#undef LIFT_DROP
 #undef LONG
 #undef LOOP
 #undef LOWEST

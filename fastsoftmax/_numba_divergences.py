@@ -37,6 +37,7 @@ from ._numba_kernels import (
     open_row,
     out_row,
     over_sum,
+    pair_times,
     per_row,
     pointer_to,
     put_row,
@@ -222,11 +223,11 @@ def kl_divergence_grad(x, t, v, v_all, g, g_all, loss, dx, c, first, last, scale
 
 
 @helper
-def binary_parts(p, x, y, w, u, constants, frame, scale):
-    """Return a loss as ``linear + log unscale`` and its derivative by ``scale x`` as ``slope unscale``.
+def binary_parts(p, x, y, u, constants, frame, scale):
+    """Return a loss as ``against a + log unscale`` and its derivative by ``scale x`` as ``slope unscale``.
 
-    With ``a = |z|``, ``e = exp(-a)`` and ``against`` the part of the label that z is wrong about, ``right`` the other:
-    ``loss = against a + (against + right) log1p(e)``, ``slope = +-(against - right e) / (1 + e)``.
+    With ``a = |scale x|``, ``e = exp(-a)``, ``against`` the part of the label that x is wrong about, ``right`` the
+    other: ``loss = against a + (against + right) log1p(e)``, ``slope = +-(against - right e) / (1 + e)``.
     """
     up = 1.0 / unscale(p)
     a = absolute(x)
@@ -238,9 +239,21 @@ def binary_parts(p, x, y, w, u, constants, frame, scale):
     q = widen(y)
     no, yes = 1.0 - q, u * q
     against, right = select(below, yes, no), select(below, no, yes)
-    linear = select(against == 0.0, nothing(p), against * (widen(a) * scale))
-    slope = (against * up - right * term) / (1.0 + e)
-    return w * linear, w * ((no + yes) * log), w * select(below, -1.0 * slope, slope)
+    # Divided with one rounding, since several products follow.
+    size = against * up - right * term
+    whole, lost = two_sum(nothing(p) + 1.0, e)
+    inverse = 1.0 / whole
+    slope = size * inverse
+    nearer = fma(fma(-1.0 * slope, lost, fma(-1.0 * slope, whole, size)), inverse, slope)
+    slope = select(nearer == nearer, nearer, slope)  # but not an infinite one
+    return against, widen(a) * scale, (no + yes) * log, select(below, -1.0 * slope, slope)
+
+
+@helper
+def weighed(p, a, hi, lo):
+    """Return ``a (hi + lo)``, where an infinite a needs no second part."""
+    y = times(p, a, hi, lo)
+    return select(y == y, y, a * hi)
 
 
 @helper
@@ -262,11 +275,11 @@ def binary_rows(
         a = open_row(px, r, last - r, c, tile, way)
         b = open_row(py, r, last - r, c, tile_y, way)
         row = per_row(pv, v.size > 0, v_all, r, last - r, way)
-        rate = row * scale
+        rate, rate_lo = two_product(row, scale)
         upstream = a
         if gradient:
             if summed:
-                rate = rate * per_row(pg, g.size > 0, g_all, r, last - r, way)
+                rate, rate_lo = pair_times(per_row(pg, g.size > 0, g_all, r, last - r, way), rate, rate_lo)
             else:
                 upstream = open_row(pg, r, last - r, c, tile_g, way)
         to_loss = out_row(ploss, r, c, tile_y, way) if not summed else a
@@ -277,16 +290,23 @@ def binary_rows(
             ux = widen(class_weight(pu, u.size, k, left, way)) * positive
             wx = widen(class_weight(pw, w.size, k, left, way))
             label = load(b, k, left, 0.0)
-            linear, log, slope = binary_parts(px, load(a, k, left, -math.inf), label, wx, ux, constants, frame, scale)
-            if gradient and not summed:
-                slope = slope * widen(load(upstream, k, left, 0.0))
-            if summed:
-                hi, lo = accumulate(px, hi, lo, linear)
-                high, low = accumulate(px, high, low, log)
-            else:
-                store(to_loss, k, left, spread(px, fma(log * row, unit, linear * row)))
+            against, distance, log, slope = binary_parts(
+                px, load(a, k, left, -math.inf), label, ux, constants, frame, scale
+            )
             if gradient:
-                store(to_slope, k, left, spread(px, slope * rate * unit))
+                slope = weighed(px, slope, *pair_times(wx, rate, rate_lo))
+                if not summed:
+                    slope = slope * widen(load(upstream, k, left, 0.0))
+            if summed:
+                linear = against * wx
+                hi, lo = accumulate(px, hi, lo, select(linear == 0.0, nothing(px), linear * distance))
+                high, low = accumulate(px, high, low, log * wx)
+            else:
+                factor, lost = two_product(wx, row)
+                linear = select(against == 0.0, nothing(px), weighed(px, against, factor, lost) * distance)
+                store(to_loss, k, left, spread(px, fma(weighed(px, log, factor, lost), unit, linear)))
+            if gradient:
+                store(to_slope, k, left, spread(px, slope * unit))
         if summed:
             hi, lo = fold_sum(px, hi, lo, way)
             high, low = fold_sum(px, high, low, way)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import LD, assert_close, assert_same_bits
+from checks import HAS_WIDE, LD, assert_close, assert_same_bits, compute, exactly
 from rooms import Room
 
 import fastsoftmax as fs
-from fastsoftmax._ops import Array
+from fastsoftmax._ops import OPS, Array
 
 INF, NAN = np.inf, np.nan
 VALUE_AND_GRAD = {f: getattr(fs, f.__name__ + "_value_and_grad") for f in (
@@ -231,6 +231,35 @@ def test_binary_tails(room: Room, dtype: np.dtype) -> None:
     )
     np.testing.assert_array_equal(got.value, [0, 0, INF, INF, NAN])
     np.testing.assert_array_equal(got.grad, [0, 0, 1, -1, NAN])
+
+
+@pytest.mark.skipif(not HAS_WIDE, reason="longdouble is double here: no oracle for float64")
+def test_binary_with_every_factor(room: Room, dtype: np.dtype) -> None:
+    """Weights, scale and cotangents are products of many roundings: 4.11 ULP were seen of the promised 4."""
+    rng = np.random.default_rng(0)
+    r, c = 20, 1000
+    x = (rng.normal(size=(r, c)) * np.array([0.3, 3, 20, 60])[np.arange(r) % 4, None]).astype(dtype)
+    y, g = rng.random((r, c)).astype(dtype), rng.normal(size=(r, c)).astype(dtype)
+    w, u, v = (rng.uniform(0.1, 3, n).astype(dtype) for n in (c, c, r))
+    for name, upstream in (("binary_cross_entropy_grad", g), ("binary_cross_entropy_sum_grad", g[:, 0].copy())):
+        op = OPS[name]
+        for scale in (0.7, 3.3):
+            ins, params = [x, y, w, u, v, upstream], {"scale": scale, "positive": 1.0}
+            for out, exact, size in zip(compute(op, dtype, ins, params), *exactly(op, ins, params, dtype), strict=True):
+                assert_close(out, exact, op.ulp, size, f"{name}, scale {scale}")
+
+
+def test_binary_of_infinite_weights(room: Room, dtype: np.dtype) -> None:
+    """What is lost is infinite, not NaN: the second parts of products and quotients leave infinities alone."""
+    x, y = np.array([-25, -1, 0.5, 1, 25], dtype), np.full(5, 0.25, dtype)
+    many = np.full(5, INF)
+    for weights in ({"weight": many}, {"weight": INF}, {"sample_weight": INF}, {"pos_weight": many}):
+        for more in ({}, {"scale": 0.7}, {"weight": np.full(5, 0.3)}):
+            options = {**more, **weights}
+            for reduction in ("none", "sum"):
+                value, grad = fs.binary_cross_entropy_value_and_grad(x, y, reduction=reduction, **options)
+                assert (value == INF).all(), (options, reduction)
+                assert np.isinf(grad[[0, 1, 2]]).all(), (options, reduction)
 
 
 def test_binary_is_two_classes(room: Room, dtype: np.dtype) -> None:
