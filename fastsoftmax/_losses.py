@@ -136,10 +136,11 @@ class _Loss(Reduction):
         """Return the target and whether it holds class indices: integers, one axis less than the logits."""
         frame, shape = self.frame, self.x.shape
         t = _plan.as_array("target", target)
-        integral = t.dtype.kind in "iu" or t.size == 0
+        integral = t.dtype.kind in "iu" or (t.size == 0 and t.dtype.kind == "f")  # an empty list is float64
         if t.shape == frame.batch_shape and integral:
             if t.dtype.kind == "u" and t.dtype.itemsize == 8:
-                t = np.minimum(t, np.iinfo(np.int64).max)  # out of bounds anyway, and must not wrap to -100
+                # What is beyond int64 is out of bounds anyway, and must not wrap to -100.
+                t = np.minimum(t, np.iinfo(np.int64).max, out=np.empty_like(t))
             return t.astype(np.int64, copy=False), True
         if t.shape == shape and (t.dtype.kind == "f" or _plan.is_bfloat16(t.dtype)):
             return _plan.as_real("target", t), False
@@ -189,7 +190,7 @@ class _Loss(Reduction):
         if isinstance(rows, float) and isinstance(self.weight, float):
             return float(self.frame.r - (0 if self.ignored is None else np.count_nonzero(self.ignored)))
         each = np.ones(self.target.shape) if isinstance(rows, float) else rows.astype(np.float64)
-        if isinstance(self.weight, np.ndarray):
+        if isinstance(self.weight, np.ndarray) and self.frame.c:  # without classes, all rows are ignored
             each *= self.weight.astype(np.float64)[
                 np.where(self.ignored, 0, self.target) if self.ignored is not None else self.target
             ]
@@ -248,6 +249,7 @@ def _quick(
         or not (type(smoothing) is type(z_loss) is type(scale) is float)
         or not smoothing == z_loss == 0.0
         or not _plan.SCALES[0] <= scale <= _plan.SCALES[1]
+        or type(axis) is not int
         or axis != -1
         or type(ignore) is not int
         or not -(2**53) < ignore < 2**53

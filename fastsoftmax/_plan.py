@@ -91,9 +91,13 @@ def chosen_dtype(dtype: Any, natural: np.dtype[Any]) -> np.dtype[Any]:
     """Return the result's dtype: the ``dtype=`` argument, or the natural one."""
     if dtype is None:
         return natural
-    chosen: np.dtype[Any] = np.dtype(dtype)
-    if (chosen.kind == "f" and chosen.itemsize <= 8) or is_bfloat16(chosen):
-        return chosen
+    try:
+        chosen: np.dtype[Any] = np.dtype(dtype)
+    except TypeError:
+        chosen = dtype  # no dtype at all
+    else:
+        if (chosen.kind == "f" and chosen.itemsize <= 8) or is_bfloat16(chosen):
+            return chosen
     raise TypeError(f"dtype is {chosen}; expected float16, bfloat16, float32 or float64")
 
 
@@ -103,6 +107,8 @@ def real_number(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}; expected a real number") from None
+    except OverflowError:  # an int with more than 308 digits
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}; expected a finite number")
     return number
@@ -177,11 +183,11 @@ class Frame:
 
 def batch_view(name: str, value: Any, shape: tuple[int, ...], frame: Frame) -> Any:
     """View an ``out`` of ``shape`` (the batch, with or without axes of length 1) as the batch."""
-    if value is None or not isinstance(value, np.ndarray):
+    if not isinstance(value, np.ndarray) or isinstance(value, np.ma.MaskedArray):
         return value
     if value.shape != shape:
         raise ValueError(f"{name} has shape {value.shape}; expected {shape}")
-    return value.reshape(frame.batch_shape)
+    return np.asarray(value).reshape(frame.batch_shape)
 
 
 def per_row(name: str, value: Any, frame: Frame) -> Array:
@@ -202,7 +208,7 @@ def per_row(name: str, value: Any, frame: Frame) -> Array:
 class Output:
     """Where one result goes: a new array, the caller's ``out``, or a temporary if ``out`` overlaps an input."""
 
-    __slots__ = ("array", "dtype", "given", "name", "shape")
+    __slots__ = ("array", "aside", "dtype", "given", "name", "shape")
 
     def __init__(self, name: str, given: Any, shape: tuple[int, ...], dtype: np.dtype[Any], dtype_free: bool) -> None:
         self.name, self.given, self.shape, self.dtype = name, given, shape, dtype
@@ -227,9 +233,12 @@ class Output:
         if given is None or any(self._clashes(a) for a in inputs) or any(
             o.given is not None and np.may_share_memory(given, o.given) for o in others
         ):  # fmt: skip
+            self.aside = True
             self.array = np.empty(self.shape, self.dtype)
         else:
-            self.array = given
+            self.aside = False
+            # Not as np.matrix, whose views keep two axes whatever they are asked: kernels would write beside them.
+            self.array = np.asarray(given)
 
     def _clashes(self, a: Any) -> bool:
         """Tell whether ``a`` overlaps the output without being exactly the same memory."""
@@ -247,8 +256,8 @@ class Output:
     def close(self) -> Any:
         """Return the result: the caller's array, a new one, or a scalar."""
         if self.given is not None:
-            if self.array is not self.given:
-                self.given[...] = self.array
+            if self.aside:
+                np.asarray(self.given)[...] = self.array
             return self.given
         return self.array if self.array.ndim else self.array[()]
 
@@ -504,7 +513,8 @@ def _execute_staged(
             order = DERIVATIVES.get(name, 0)
             if order and slope is not None:
                 # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
-                np.multiply(tile, slope**order, out=tile, where=tile != 0)
+                factor = slope if order == 1 else slope * slope  # not **, which raises an error where floats overflow
+                np.multiply(tile, factor, out=tile, where=tile != 0)
             if order and included is not None and kind != ONE:
                 np.putmask(tile, ~(included if kind == ROW else included[..., None, :] & included[..., None]), 0)
             part = a[index]

@@ -43,6 +43,15 @@ def test_axis_errors(public: str, op: Op) -> None:
             call(public, op, ins, axis=axis)
 
 
+def test_axis_of_numpys_integers(room: Room) -> None:
+    """Whatever ``operator.index`` takes, and arrays of it, which do not compare with -1."""
+    for public, op in faces():
+        ins = operands(op)
+        for axis in (np.int8(-1), np.array(-1), np.array([-1]), [1]):
+            for a, b in zip(call(public, op, ins, axis=axis), call(public, op, ins), strict=True):
+                assert_same_bits(a, b, public)
+
+
 def test_default_axis_is_the_last_everywhere(room: Room) -> None:
     for public, op in faces():
         ins = operands(op)
@@ -105,6 +114,8 @@ def test_mean_over_nothing(room: Room, empty: str) -> None:
     assert grad.shape == (0, 5)
     assert np.isnan(value) if empty == "nan" else value == 0
     assert fs.cross_entropy(np.zeros((0, 5)), np.zeros(0, int), reduction="sum") == 0
+    no_classes = fs.cross_entropy(np.zeros((4, 0)), np.full(4, -100), weight=np.zeros(0), empty=empty)
+    assert np.isnan(no_classes) if empty == "nan" else no_classes == 0
 
 
 def test_one_class(room: Room, dtype: np.dtype) -> None:
@@ -209,6 +220,30 @@ def test_out_is_returned(room: Room, dtype: np.dtype, public: str, op: Op) -> No
     assert results[index] is out
     for a, b in zip(results, expected, strict=True):
         assert_same_bits(a, b)
+
+
+class Sub(np.ndarray):
+    """A subclass; NumPy itself has np.matrix, whose views keep two axes."""
+
+
+@pytest.mark.parametrize(("public", "op"), WITH_OUT)
+@pytest.mark.parametrize("kind", [np.matrix, Sub], ids=["matrix", "subclass"])
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_out_of_a_subclass(room: Room, public: str, op: Op, kind: Any) -> None:
+    """It is written to as what it holds: for a matrix, memory was once written beside it."""
+    index = next(k for k, (n, _) in enumerate(op.outs) if out_keyword(op, n))
+    keyword = str(out_keyword(op, op.outs[index][0]))
+    for axis in (-1, 0):
+        ins = operands(op, shape=(4, 4))
+        expected = call(public, op, ins, axis=axis)
+        if kind is np.matrix and np.ndim(expected[index]) != 2:
+            continue
+        given = [a.view(kind) if getattr(a, "ndim", 0) == 2 else a for a in ins]
+        out = np.full_like(expected[index], 7).view(kind)
+        results = call(public, op, given, axis=axis, **{keyword: out})
+        assert results[index] is out
+        for a, b in zip(results, expected, strict=True):
+            assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize(("public", "op"), WITH_OUT)
@@ -537,6 +572,11 @@ ERRORS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exc
     (fs.cross_entropy_value_and_grad, (Z, Y), {"grad_output": np.ones(4), "reduction": "none"}, ValueError,
      "grad_output has shape (4,); expected (3,), one number per row, or a scalar"),
     (fs.cross_entropy_value_and_grad, (Z, Y), {"z_loss": NAN}, ValueError, "z_loss is nan; expected a finite number"),
+    (fs.softmax, (Z,), {"dtype": "zz"}, TypeError, "dtype is zz; expected float16, bfloat16, float32 or float64"),
+    (fs.softmax, (Z,), {"scale": 10**400}, ValueError, "scale is inf; expected a finite number"),
+    (fs.cross_entropy, (np.zeros((0, 4)), np.zeros(0, complex)), {}, TypeError,
+     "target has dtype complex128 and shape (0,); expected integers of shape (0,) (class indices) or floats of shape "
+     "(0, 4) (probabilities)"),
 ]  # fmt: skip
 
 
@@ -580,6 +620,13 @@ def test_huge_labels_do_not_wrap(room: Room) -> None:
     for label in (2**32, 2**31, -(2**32), 256):
         with pytest.raises(IndexError):
             fs.cross_entropy(np.zeros((1, 4)), np.array([label]))
+
+
+def test_a_label_of_a_scalar(room: Room) -> None:
+    for dtype in (np.uint8, np.int64, np.uint64):
+        label = np.array(0, dtype)
+        assert fs.cross_entropy(2.0, label, ignore_index=np.int8(2)) == 0  # type: ignore[arg-type]
+        assert (fs.cross_entropy_value_and_grad(2.0, label, scale=0).grad == 0).all()
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.booleans())

@@ -289,6 +289,14 @@ def test_errors_before_anything_is_written(room: Room) -> None:
     assert (out == 7).all()
 
 
+def test_a_scale_whose_square_overflows(room: Room) -> None:
+    """The curvature of what has one class is 0 whatever the scale; of others it is infinite, and no error."""
+    for scale in (1e300, -1e300):
+        assert not fs.cross_entropy_hessian(np.zeros((2, 1)), [0, 0], scale=scale).any()
+        assert np.isinf(fs.cross_entropy_hessian([0.0, 0.0], 0, scale=scale)).all()
+        assert np.isinf(fs.cross_entropy_value_grad_hess([0.0, 0.0], 0, scale=scale).hess).all()
+
+
 def test_broadcast_directions_and_dtypes(room: Room) -> None:
     one_hot = np.arange(C) == 2
     assert_same_bits(fs.cross_entropy_hvp(X, Y, one_hot), fs.cross_entropy_hvp(X, Y, np.tile(1.0 * one_hot, (R, 1))))
