@@ -5,7 +5,9 @@ Those about layouts, errors and values that the other files sweep stand here onc
 
 from __future__ import annotations
 
+import sysconfig
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +116,10 @@ def test_optax_1762_zero_times_infinity_in_the_tangent(room: Room) -> None:
         assert (fs.softmax_jvp(p, t) == 0).all()
         assert (fs.log_softmax_jvp(logp, t) == 0).all()
         assert fs.logsumexp_jvp(p, t) == 1
+    for t in ([1.0, INF, 0.0], [1.0, NAN, 0.0]):
+        value, tangent = fs.cross_entropy_jvp([0.0, -INF, 1.0], [0.5, 0.0, 0.5], t)
+        assert np.isfinite(value)
+        assert_close(tangent, 1 / (1 + np.exp(LD(1))) - LD(0.5), 4)
 
 
 def test_pytorch_70348_mean_over_ignored_rows_only(room: Room) -> None:
@@ -252,8 +258,6 @@ def work(seed):
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_process_pools_after_a_parallel_call(room: Room, method: str, tmp_path: object) -> None:
-    from pathlib import Path
-
     script = Path(str(tmp_path)) / "pool_work.py"
     script.write_text(POOLS.format(backend=room.backend))
     code = (
@@ -278,6 +282,18 @@ def test_bits_do_not_depend_on_the_number_of_threads(room: Room) -> None:
     for n in (2, 3, 8):
         with fs.num_threads(n):
             assert_same_bits(fs.softmax(x), one)
+
+
+def test_icechunk_2421_the_gil_stays_off() -> None:
+    """An extension that does not declare itself turns the GIL of a free-threaded interpreter on again."""
+    source = Path(__file__).parent.parent / "csrc" / "_native.pyx"
+    if source.exists():  # not beside an installed package
+        directives = source.read_text().split("\n", 1)[0]
+        assert directives.startswith("# cython:")
+        assert "freethreading_compatible=True" in directives
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        code = "import sys, numpy, fastsoftmax; fastsoftmax.softmax(numpy.zeros(3)); print(sys._is_gil_enabled())"
+        assert prints(code) == "False"
 
 
 def test_gil_is_released(room: Room) -> None:
