@@ -26,11 +26,20 @@ SMALL = 8192
 
 
 @lru_cache(maxsize=256)
-def _moved(ndim: int, axis: Any) -> tuple[tuple[int, ...], tuple[int, ...] | None, int]:
-    """Return the permutation that puts the classes last, what undoes it if they are not, and how many precede them."""
-    frame = Frame((1,) * ndim, axis)
-    back = tuple(np.argsort(frame.perm).tolist())
-    return frame.perm, None if frame.perm == tuple(range(ndim)) else back, frame.nbatch
+def _moved(shape: tuple[int, ...], axis: Any) -> tuple[Any, ...]:
+    """Return how an array of this shape is seen as rows.
+
+    That is the permutation that puts the classes last, and what undoes it: both None if they are the last axes already.
+    Then the shape of the rows and the permuted one: both None if there is one axis of classes.  Then the shape with
+    ``keepdims``.
+    """
+    frame = Frame(shape, axis)
+    perm = frame.perm
+    there = (None, None) if perm == tuple(range(len(shape))) else (perm, tuple(np.argsort(perm).tolist()))
+    joined = (None, None)
+    if len(frame.class_shape) != 1:
+        joined = ((*frame.batch_shape, frame.c), frame.batch_shape + frame.class_shape)  # type: ignore[assignment]
+    return *there, *joined, frame.kept_shape()
 
 
 def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...], outs: int) -> list[Any] | None:
@@ -40,18 +49,17 @@ def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...
         return None
     if axis is not None and type(axis) is not int and not (type(axis) is tuple and all(type(k) is int for k in axis)):
         return None
-    perm, back, nbatch = _moved(x.ndim, axis)
+    perm, _, joined, _, _ = _moved(x.shape, axis)
     rows = []
     for a in arrays:
         if type(a) is not np.ndarray or a.shape != x.shape:
             return None
-        if back is None and a.flags.c_contiguous:
-            row = a
-        elif a.size <= SMALL:
-            row = a.transpose(perm).copy()
-        else:
-            return None
-        rows.append(row if nbatch == a.ndim - 1 else row.reshape((*row.shape[:nbatch], -1)))
+        row = a if perm is None else a.transpose(perm)
+        if not row.flags.c_contiguous:
+            if a.size > SMALL:
+                return None
+            row = row.copy()
+        rows.append(row if joined is None else row.reshape(joined))
     return _backends.current().quick(op, tuple(rows), (None,) * outs, params)
 
 
@@ -59,8 +67,9 @@ def _rowwise(op: Any, x: Any, axis: Any) -> Any:
     """Compute a function from logits to as many numbers."""
     done = _quick(op.__name__, (x,), axis, (1.0, 0.0), 1)
     if done is not None:
-        perm, back, _ = _moved(x.ndim, axis)
-        return done[0].reshape(x.shape) if back is None else done[0].reshape(x.transpose(perm).shape).transpose(back)
+        _, back, _, apart, _ = _moved(x.shape, axis)
+        y = done[0] if apart is None else done[0].reshape(apart)
+        return y if back is None else y.transpose(back)
     a = _plan.as_real("x", x)
     frame = Frame(a.shape, axis)
     if a.dtype.kind == "b":
@@ -195,8 +204,8 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
     done = _quick("logsumexp" if b is None else "logsumexp_weighted", arrays, axis, (1.0,), len(arrays))
     if done is not None:
         if keepdims:
-            perm, _, nbatch = _moved(a.ndim, axis)
-            done = [r.reshape([1 if k in perm[nbatch:] else n for k, n in enumerate(a.shape)]) for r in done]
+            kept = _moved(a.shape, axis)[-1]
+            done = [r.reshape(kept) for r in done]
         value = done[0]
         if not return_sign:
             if b is not None:
