@@ -50,6 +50,7 @@
 #undef LABEL
 #undef LANES
 #undef LATER
+#undef LEAST_EXCESS
 #undef LIFT
 #undef LIFTED
 #undef LIFT_DROP

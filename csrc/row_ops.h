@@ -921,8 +921,9 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         for (ptrdiff_t r = 0; spread != 0 && r < G.n; r++)
             u[r] = (REAL)(v[r] * up[r] * scale * spread);
         NAME(diagonal) D;
+        D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         for (ptrdiff_t r = 0; hess && r < G.n; r++)
-            NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale, o[EXCESS],
+            NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale,
                                (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
@@ -1069,6 +1070,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
         REAL hi[ROOM], lo[ROOM], all[ROOM] = {0}, all_lo[ROOM] = {0}, factor[ROOM] = {0}, not_top[ROOM];
         NAME(diagonal) D;
+        D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .flag = smooth,
                              .next_other = ROW(T, i + r + g));
@@ -1101,7 +1103,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             if (gradient)
                 factor[r] = (REAL)(v * ONE(G_GRAD, i + r) * scale);
             if (hess)
-                NAME(set_diagonal)(&D, &G, r, (wide)v * ONE(G_GRAD, i + r) * scale * scale, o[EXCESS], sum_q[r], zloss, scale);
+                NAME(set_diagonal)(&D, &G, r, (wide)v * ONE(G_GRAD, i + r) * scale * scale, sum_q[r], zloss, scale);
         }
         if (!gradient && !slope)
             continue;

@@ -54,8 +54,8 @@ typedef struct {
     REAL inverse[ROOM], curve[ROOM], square[ROOM], apex[ROOM], excess;
 } NAME(diagonal);
 
-FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r, wide rate, double excess, wide mass,
-                                  double zloss, double scale)
+FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r, wide rate, wide mass, double zloss,
+                                  double scale)
 {
     wide inverse = 1 / ((wide)G->s[r] + G->s_lo[r]), top = 1 / (1 + (wide)G->rest[r]);
     if (zloss != 0)
@@ -64,9 +64,10 @@ FS_INLINE void NAME(set_diagonal)(NAME(diagonal) *D, const GROUP *G, ptrdiff_t r
     D->curve[r] = (REAL)(rate * mass * inverse);
     D->square[r] = (REAL)(rate * 2 * zloss * inverse);
     D->apex[r] = (REAL)(rate * top * (mass * (G->rest[r] * top) + 2 * zloss * top));
-    /* Not 0, which would make NaN of an infinite result; a finite one is not changed. */
-    D->excess = (REAL)(excess > 0x1p-60 ? excess : 0x1p-60);
 }
+
+/* Not 0, which would make NaN of an infinite result; a finite one is not changed. */
+#define LEAST_EXCESS 0x1p-60
 
 #define DIAGONAL_PASS(p, to, r)                                                                                       \
     do {                                                                                                              \
