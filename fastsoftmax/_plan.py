@@ -597,7 +597,7 @@ def run(
     """Open the outputs, compute, close them."""
     op = OPS[op_name]
     for k, output in enumerate(outs):
-        output.open(ins, outs[:k])
+        output.open([*ins, options.get("where")], outs[:k])
     if frame.r and frame.c:
         execute(op, frame, ins, [o.array for o in outs], params, dtype, **options)
     elif frame.r:

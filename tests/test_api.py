@@ -280,13 +280,13 @@ def test_overlap(room: Room, dtype: np.dtype, public: str, op: Op) -> None:
 
 
 def test_out_overlaps_the_mask(room: Room) -> None:
-    buffer = np.zeros(16)
-    mask = buffer.view(bool)[:16].reshape(2, 8)
-    mask[:, ::2] = True
-    x = np.arange(16.0).reshape(2, 8)
-    expected = fs.softmax(x, where=mask.copy())
-    out = buffer.reshape(2, 8)
-    assert_same_bits(fs.softmax(x, where=mask, out=out), expected)
+    for shape in ((2, 8), (300, 1000)):  # in one tile, and in many
+        x = np.random.default_rng(0).normal(size=shape)
+        buffer = np.zeros(x.size)
+        mask = buffer.view(bool)[: x.size].reshape(shape)
+        mask[:, ::2] = True
+        expected = fs.softmax(x, where=mask.copy())
+        assert_same_bits(fs.softmax(x, where=mask, out=buffer.reshape(shape)), expected)
 
 
 # --- values at the edges: the table ------------------------------------------------
