@@ -1506,6 +1506,10 @@ def _each_block(number, n, way, part, args):
 
 # --- what the operations share ------------------------------------------------------------------------------------
 
+# A row's terms are kept for a gradient, in its place.  Where they cannot, because the targets are there, they are
+# computed again, and rounded as if they had been kept: the bits must not depend on the place.
+KEPT, AS_KEPT = 1, 2
+
 # A kilobyte ahead, for what is read first and what is written first: 10 to 15 % of the time of a large array on a
 # virtual machine.  Tiles need it not.
 AHEAD = 16  # vectors
@@ -1562,7 +1566,7 @@ def checked_max(p, n, way):
 
 @helper
 def exp_sum_part(start, stop, way, p, constants, frame, to, keep):
-    """Return the sum of terms in two parts; if ``keep``, store the terms.
+    """Return the sum of terms in two parts; if ``keep`` is KEPT, store the terms.
 
     What the last rounding of each term lost is summed up, too: it would be the largest error of a logarithm.  float64
     terms are less than 2 * 2**OFFSET: a sum that starts there is larger than any, and the error of an addition takes
@@ -1577,7 +1581,7 @@ def exp_sum_part(start, stop, way, p, constants, frame, to, keep):
             prefetch_next(p, stop + k)
         w, power = exp_parts(load(p, k, stop - k, -math.inf), constants, frame)
         e = fma(w, power, power)
-        if keep:
+        if keep == KEPT:
             if len(way) != 1:
                 prefetch_write(to, k + AHEAD * lanes(p))
             store(to, k, stop - k, e)
@@ -1592,7 +1596,7 @@ def exp_sum_part(start, stop, way, p, constants, frame, to, keep):
 
 @helper
 def row_exp_sum(p, n, constants, frame, to, keep, way):
-    """Return the sum of a row's terms in two parts; if ``keep``, store the terms."""
+    """Return the sum of a row's terms in two parts; if ``keep`` is KEPT, store the terms."""
     hi, lo, _, _, _ = over_row(TERMS, n, way, added, exp_sum_part, (p, constants, frame, to, keep))
     return two_sum(hi, lo)
 
@@ -1604,15 +1608,16 @@ def rest_part(start, stop, way, p, constants, frame, top, to, kept):
     hi = nothing(p)
     lo = nothing(p)
     for k in range(start, stop, lanes(p)):
-        if kept:
+        if kept == KEPT:
             e = load(to, k, stop - k, 0.0)
             hi, lo = accumulate(p, hi, lo, widen(select(e == largest, zero_like(e), e)))
         else:
             w, power = exp_parts(load(p, k, stop - k, -math.inf), constants, frame)
             e = fma(w, power, power)
-            power = select(e == largest, zero_like(e), power)
+            power = select(e == largest, zero_like(e), e if kept == AS_KEPT else power)
             hi, lo = accumulate(p, hi, lo, widen(power))
-            hi, lo = accumulate_product(p, hi, lo, widen(w), widen(power))
+            if kept != AS_KEPT:
+                hi, lo = accumulate_product(p, hi, lo, widen(w), widen(power))
     hi, lo = fold_sum(p, hi, lo, way)
     return hi, lo, 0.0, 0.0, 0.0
 
@@ -2478,7 +2483,8 @@ def probs_rows(
         aims = a, b, smoothing, m0
         q_sum, q_lo, far, far_lo, aimed = over_row(SECOND, n, way, added, targets_part, aims)
         q_sum = collapse(q_sum, q_lo)
-        total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, to, kept, way)
+        terms = KEPT if kept else AS_KEPT if gradient else 0
+        total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, to, terms, way)
         lse, lse_lo = add_product(log, log_lo, m0, scale)
         # sum_c q_c (scale (m - x_c) + log)
         hi, lo = two_product(far, 2.0 * scale)
