@@ -50,11 +50,11 @@ cdef extern from "engine.h":
     ctypedef struct fs_call:
         fs_kernel_fn *kernel
         const fs_staging *staging
-        fs_operand operand[8]
+        fs_operand operand[FS_MAX_OPERANDS]
         int operands
         ptrdiff_t n1, n2, c
         ptrdiff_t itemsize
-        double params[8]
+        double params[FS_MAX_PARAMS]
         int options
         fs_option option
         fs_operand mask
@@ -145,8 +145,8 @@ cdef class Kernel:
     cdef fs_kernel_fn *function
     cdef const fs_staging *staging
     cdef ptrdiff_t itemsize
-    cdef int inputs, outputs
-    cdef int kinds[8]
+    cdef int inputs
+    cdef int kinds[FS_MAX_OPERANDS]
 
     def __init__(self, str isa, str op, dtype, in_kinds, out_kinds):
         cdef int i, k = 0
@@ -165,7 +165,6 @@ cdef class Kernel:
         self.itemsize = dtype.itemsize
         self.function = table[k].f32 if self.itemsize == 4 else table[k].f64
         self.inputs = len(in_kinds)
-        self.outputs = len(out_kinds)
         for i, kind in enumerate((*in_kinds, *out_kinds)):
             self.kinds[i] = KINDS[kind]
 
@@ -181,8 +180,8 @@ cdef class Kernel:
     cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int summed, double *sum):
         """``quick``, or the same with only the sum of one output's numbers: none of that output is kept."""
         cdef fs_call call
-        cdef double constants[8]
-        cdef float constants32[8]
+        cdef double constants[FS_MAX_OPERANDS]
+        cdef float constants32[FS_MAX_OPERANDS]
         cdef int o, k, nd, status, typenum = cnp.NPY_FLOAT if self.itemsize == 4 else cnp.NPY_DOUBLE
         cdef cnp.ndarray x, a
         cdef fs_operand *p
@@ -198,11 +197,11 @@ cdef class Kernel:
         call.mask.data = NULL
         call.summed = summed
         call.sum = sum
-        call.operands = self.inputs + self.outputs
+        call.operands = self.inputs + <int>len(outs)  # what is not wanted is NULL to the kernel
         call.itemsize = self.itemsize
         call.c = cnp.PyArray_DIM(x, nd - 1)
         call.n1, call.n2 = 1, cnp.PyArray_SIZE(x) // call.c
-        results = [None] * self.outputs
+        results = [None] * len(outs)
         for o in range(call.operands):
             operand = ins[o] if o < self.inputs else outs[o - self.inputs]
             p = &call.operand[o]
@@ -263,15 +262,15 @@ cdef class Kernel:
         """Compute.  With ``where`` or a factor, the first input holds logits: they are multiplied by the factor, and classes
         where ``where`` is False are excluded; so is the gradient, which is the output of that number."""
         cdef fs_call call
-        cdef double constants[8]
-        cdef float constants32[8]
+        cdef double constants[FS_MAX_OPERANDS]
+        cdef float constants32[FS_MAX_OPERANDS]
         cdef int o, status
         cdef cnp.ndarray a
         cdef fs_operand *x
         a = ins[0]
         call.kernel = self.function
         call.staging = self.staging
-        call.operands = self.inputs + self.outputs
+        call.operands = self.inputs + <int>len(outs)
         call.itemsize = self.itemsize
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
         call.summed = -1

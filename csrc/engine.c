@@ -115,7 +115,7 @@ static void move_rows(const fs_job *job, const fs_operand *x, int linear, char *
         char *data = x->data + i * x->s1 + j * x->s2;
         if (x->kind == FS_LABEL) {
             for (ptrdiff_t r = 0; r < rows; r++)
-                memcpy(tile + r * 8, data + r * x->s2, 8);
+                memcpy(store ? data + r * x->s2 : tile + r * 8, store ? tile + r * 8 : data + r * x->s2, 8);
             tile += rows * 8;
         } else {
             fs_operand y = *x;

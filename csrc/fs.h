@@ -7,7 +7,7 @@
 
 #define FS_INLINE static inline __attribute__((always_inline))
 
-enum { FS_MAX_OPERANDS = 8, FS_MAX_PARAMS = 8 };
+enum { FS_MAX_OPERANDS = 10, FS_MAX_PARAMS = 8 };
 
 /* A row longer than this is worked on in blocks of this many elements, whose results are merged in their order:
  * that is what lets several threads share one row without the bits depending on their number. */
@@ -32,7 +32,8 @@ FS_INLINE const char *fs_fetch_row(fs_fetch *f)
 /* What a kernel sees: n rows of c contiguous elements per operand, in the order of the table's inputs and outputs. */
 struct fs_tile {
     ptrdiff_t n, c;
-    char *data[FS_MAX_OPERANDS];      /* the first row of each operand; NULL for a vector of classes that is all 1 */
+    char *data[FS_MAX_OPERANDS];      /* the first row of each operand; NULL for a vector of classes that is all 1, and for
+                                       * an extra that is not wanted */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
     const double *params;             /* in the table's order */
     fs_fetch *fetch;                  /* NULL: the next rows stand after these */

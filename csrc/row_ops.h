@@ -274,6 +274,21 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
     }
 }
 
+/* log sum exp(scale x) of a group's rows into the operand S. */
+static void NAME(give_lse)(const fs_tile *t, int S, ptrdiff_t i, ptrdiff_t g, const GROUP *G, double scale)
+{
+    double m[ROOM], s[ROOM];
+    NAME(widen)(G, G->m, m);
+    for (ptrdiff_t o = 0; o < G->n; o += d_W)
+        d_store(s + o, NAME(plus_log)(G, o, d_load(m + o), d_set1(0), scale));
+    if (__builtin_expect(G->special != 0, 0))
+        for (ptrdiff_t r = 0; r < g; r++)
+            if (G->special >> r & 1)
+                s[r] = G->kind[r] == IS_NAN ? NAN : m[r];
+    for (ptrdiff_t r = 0; r < g; r++)
+        ONE(S, i + r) = (REAL)s[r];
+}
+
 FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
@@ -285,16 +300,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
         BRING(X, i, g);
         GROUP_TERMS(X, NULL, (REAL *)NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
-        double m[ROOM], s[ROOM];
-        NAME(widen)(&G, G.m, m);
-        for (ptrdiff_t o = 0; o < G.n; o += d_W)
-            d_store(s + o, NAME(plus_log)(&G, o, d_load(m + o), d_set1(0), k.scale));
-        if (__builtin_expect(G.special != 0, 0))
-            for (ptrdiff_t r = 0; r < g; r++)
-                if (G.special >> r & 1)
-                    s[r] = G.kind[r] == IS_NAN ? NAN : m[r];
-        for (ptrdiff_t r = 0; r < g; r++)
-            ONE(S, i + r) = (REAL)s[r];
+        NAME(give_lse)(t, S, i, g, &G, k.scale);
     }
 }
 
@@ -767,9 +773,45 @@ FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
             to[r] = ONE(operand, i + r);
 }
 
+/* The class of the first largest element of a group's rows of operand X, which stand in `col`, or of their first NaN, or -1 if
+ * all are -inf, into the operand TOP.  G holds the rows' maxima; s is NaN for a row that holds one. */
+static void NAME(give_top)(const fs_tile *t, int X, int TOP, ptrdiff_t i, ptrdiff_t g, const GROUP *G, const double *s,
+                           const REAL *col, const int cols)
+{
+    const VEC one = V(set1)(1);
+    REAL at[ROOM];
+    for (ptrdiff_t o = 0; cols && o < g; o += W, col += t->c * W) {
+        VEC m = V(load)(G->m + o), first = V(set1)(0), class = V(set1)((REAL)(t->c - 1));
+        for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W, class = V(sub)(class, one))
+            first = V(select)(V(eq)(V(load)(col + j), m), class, first);
+        V(store)(at + o, first);
+    }
+    for (ptrdiff_t r = 0; r < g; r++) {
+        const REAL *x = ROW(X, i + r);
+        ptrdiff_t top = 0;
+        if (__builtin_expect(G->special >> r & 1 || s[r] != s[r], 0)) {
+            for (ptrdiff_t j = 0; j < t->c && x[top] == x[top]; j++)
+                top = x[j] > x[top] || x[j] != x[j] ? j : top;
+            top = x[top] == -(REAL)INFINITY ? -1 : top;
+        } else
+            top = cols ? (ptrdiff_t)at[r] : NAME(find)(x, t->c, G->m[r]);
+        *(int64_t *)(t->data[TOP] + (i + r) * t->step[TOP]) = top;
+    }
+}
+
+/* What a loss gives beside itself, if it is wanted, from a group's sums; operand LSE + 1 is TOP. */
+FS_INLINE void NAME(give_extras)(const fs_tile *t, int LSE, ptrdiff_t i, ptrdiff_t g, const GROUP *G, double scale,
+                                 const REAL *col, const int cols)
+{
+    if (t->data[LSE])
+        NAME(give_lse)(t, LSE, i, g, G, scale);
+    if (t->data[LSE + 1])
+        NAME(give_top)(t, 0, LSE + 1, i, g, G, G->s, col, cols);
+}
+
 FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what)
 {
-    enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 6 };
+    enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 6, LSE = 5, LSE_GRAD = 7 };
     const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
     const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
     const double *o = t->params;
@@ -802,6 +844,8 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             BRING(U, i, g);
         GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
+        if (!hess && !slope)
+            NAME(give_extras)(t, gradient ? LSE_GRAD : LSE, i, g, &G, scale, OF(X, i, 0), cols);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
         double spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
         uint64_t ignored = 0;
@@ -1042,9 +1086,9 @@ DEFINE_SUMS(probs_slope)
 
 FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what)
 {
-    enum { X, T, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 5 };
+    enum { X, T, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 5, LSE = 5, LSE_GRAD = 7 };
     const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
-    const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
+    const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1, AIM = (gradient ? LSE_GRAD : LSE) + 2;
     const double *o = t->params;
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
@@ -1081,6 +1125,14 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         }
         NAME(sum_rows)(&a, g, sum_q, q_lo, cols);
         NAME(sum_rows)(&b, g, dot, low, cols);
+        if (!hess && !slope) {
+            NAME(give_extras)(t, AIM - 2, i, g, &G, scale, OF(X, i, 0), cols);
+            if (t->data[AIM]) {
+                GROUP targets;
+                NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols);
+                NAME(give_top)(t, T, AIM, i, g, &targets, sum_q, OF(T, i, 0), cols);
+            }
+        }
         NAME(widen)(&G, G.m, m);
         for (ptrdiff_t o = 0; zloss != 0 && o < G.n; o += d_W)
             d_store(lses + o, NAME(plus_log)(&G, o, d_load(m + o), d_set1(0), scale));

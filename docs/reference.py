@@ -75,6 +75,7 @@ def _entry(op: Op) -> list[str]:
         "",
         f":In: {_operands(op.ins)}",
         f":Out: {_operands(op.outs)}",
+        *([f":Extras: {_operands(op.extras)}"] if op.extras else []),
         f":Parameters: {', '.join(f'``{p}``' for p in op.params) or 'none'}",
         f":Promise: {op.ulp:g} ULP {ULP_KINDS.get(op.ulp_kind, op.ulp_kind)}",
         f":Traffic: {op.bytes_moved} per element of a row, read or written",

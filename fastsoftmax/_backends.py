@@ -21,7 +21,7 @@ A backend is a module of this package with the same seven doors:
     or None if the operands are not of the simplest kind.  A backend without such a way returns None.
 ``kernel(op, dtype)``
     The function that computes one row of the table: ``kernel(ins, outs, params, threads)``, with operands of
-    shape ``(n1, n2, c)``, ``(n1, n2)`` or ``(c,)``, or floats.
+    shape ``(n1, n2, c)``, ``(n1, n2)`` or ``(c,)``, or floats.  ``outs`` may go on with some or all of the extras.
 
 Deleting a backend's module and its name in ``BACKENDS`` deletes the backend.
 """

@@ -76,7 +76,8 @@ def kernel(op: str, dtype: np.dtype[Any]) -> _backends.Kernel:
     found = _kernels.get(key)
     if found is None:
         row = OPS[op]
-        found = _native.Kernel(key[0], op, dtype, [kind for _, kind in row.ins], [kind for _, kind in row.outs])
+        in_kinds, out_kinds = ([kind for _, kind in operands] for operands in (row.ins, row.results))
+        found = _native.Kernel(key[0], op, dtype, in_kinds, out_kinds)
         _kernels[key] = found
     return found
 

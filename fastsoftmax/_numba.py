@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ._backends import Kernel
-from ._ops import ONE, OPS, ROW, SQUARE, Array
+from ._ops import LABEL, ONE, OPS, ROW, SQUARE, Array
 
 name = "numba"
 strided = False
@@ -206,8 +206,10 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
     if square:
         few, long = 0, sys.maxsize
     lanes = 64 // dtype.itemsize
-    in_kinds, out_kinds = ([kind for _, kind in operands] for operands in (row.ins, row.outs))
+    in_kinds, out_kinds = ([kind for _, kind in operands] for operands in (row.ins, row.results))
     none, unit = np.empty(0, dtype), np.ones(1, dtype)
+    nothing = [np.empty(0, np.int64) if kind == LABEL else none for kind in out_kinds]
+    plain = len(row.outs)
     most_threads = int(_package().config.NUMBA_NUM_THREADS)
 
     def readable(kind: str, a: Any, c: int) -> Any:
@@ -226,7 +228,10 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
                 operands += (_flat(a), 1.0) if isinstance(a, np.ndarray) else (none, float(a))
             else:
                 operands.append(_flat(a) if isinstance(a, np.ndarray) else unit)
-        operands += [_flat(a) for a in results]
+        flat = [_flat(a) for a in results]
+        operands += flat[:plain]
+        if row.extras:  # without any, Numba compiles a kernel that knows nothing of them
+            operands += flat[plain:] + nothing[len(outs) :] if len(outs) > plain else [None] * len(row.extras)
         # By c alone: a row's bits must not depend on the others.
         way = across if c <= few else along
         threads = min(threads, most_threads)
@@ -240,7 +245,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
             way = (rooms.ctypes.data, words, rows if together else 0)
             if together:
                 tasks, chunk = threads, 1
-        several = tasks > chunk and max(rows * c, outs[-1].size) >= PARALLEL_ELEMENTS
+        several = tasks > chunk and max(rows * c, outs[0].size) >= PARALLEL_ELEMENTS
         if not (several and _launch(parallel, threads, tuple(operands), c, tasks, chunk, params, way)):
             serial(*operands, c, 0, rows, *params, way)
         for target, result in zip(outs, results):

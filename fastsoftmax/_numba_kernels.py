@@ -1042,6 +1042,25 @@ def put_row(typingctx, p, r, left, value, way):
 
 
 @intrinsic
+def put_class(typingctx, p, to, r, left, value, way):
+    """Store a class per row, given as a float64 number."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, r, left, value = args[1:5]
+        if len(way) != 1:
+            builder.store(builder.fptosi(value, I64(0).type), builder.gep(pointer, [r]))
+            return context.get_dummy_value()
+        last = builder.sub(left, I64(1))
+        for i in reversed(range(value.type.count)):  # beyond the last row, to its place, before it
+            row = builder.select(builder.icmp_signed("<", I64(i), last), I64(i), last)
+            place = builder.fptosi(builder.extract_element(value, I32(i)), I64(0).type)
+            builder.store(place, builder.gep(pointer, [builder.add(r, row)]))
+        return context.get_dummy_value()
+
+    return types.none(p, to, types.intp, types.intp, value, way), codegen
+
+
+@intrinsic
 def gather(typingctx, p, index, stride, lane, way):
     """Return ``p[index * stride + i * lane]`` for the row of lane i."""
     result = _row_type(p, way)
@@ -1316,7 +1335,7 @@ def log1p_pair(t, t_lo):
 
 BLOCK = 1 << 14  # classes
 LONG = 4 * BLOCK
-LARGEST, CHECKED, TERMS, OTHERS, PICKED, SECOND, WRITTEN = range(7)
+LARGEST, CHECKED, TERMS, OTHERS, PICKED, SECOND, FOUND, FOUND_NAN, TARGETS, AIMED, WRITTEN = range(11)
 HEAD, RESULTS = 16, 5  # int64 before the results of a pass, so that they share no cache line; float64 per block
 
 
@@ -2269,6 +2288,69 @@ def smoothing_sums(p, a, n, c, w, weight_count, m, way):
 
 
 @helper
+def first_part(start, stop, way, p, m):
+    """Return minus the place of the first element that is m, or NaN."""
+    count = lanes(p)
+    at_m = spread(p, m)
+    if len(way) == 1:
+        place = spread(p, -math.inf)
+        for k in range(stop - count, start - 1, -count):
+            v = load(p, k, count, 0.0)
+            place = select((v == at_m) | (v != v), spread(p, -1.0 * (k // count)), place)
+        return 0.0, 0.0, 0.0, 0.0, fold_max(p, place, way)
+    k = start
+    found = False
+    while k < stop and not found:
+        v = load(p, k, stop - k, -math.inf)
+        found = any_of((v == at_m) | (v != v))
+        k += 0 if found else count
+    while k < stop and widened(p, k) == widened(p, k) and widened(p, k) != m:
+        k += 1
+    return 0.0, 0.0, 0.0, 0.0, -1.0 * k if k < stop else -math.inf
+
+
+@helper
+def most_part(start, stop, way, p):
+    """Return a number that is not 0 if there is a NaN, and the largest element."""
+    most = spread(p, -math.inf)
+    bad = most != most
+    for k in range(start, stop, lanes(p)):
+        v = load(p, k, stop - k, -math.inf)
+        most = larger(most, v)
+        bad = bad | (v != v)
+    return select(fold_any(p, bad, way), 1.0, 0.0), 0.0, 0.0, 0.0, fold_max(p, most, way)
+
+
+@helper
+def found(number, n, way, a, m):
+    """Return minus the place of the first element that is m, or NaN."""
+    return over_row(number, n, way, added, first_part, (a, m))[4]
+
+
+@helper
+def put_extras(p, a, n, m, ok, lse, lse_lo, place, to_lse, to_top, r, left, way):
+    """Store the logsumexp, and the place found or that of the first NaN, which still is one if a holds terms by now."""
+    value = select(ok, collapse(lse, lse_lo), m)
+    if to_lse.size > 0:
+        put_row(pointer_to(to_lse), r, left, value, way)
+    if to_top.size > 0:
+        odd = (m == m) & (value != value)  # a NaN that m did not show, so that the first m was found
+        if any_of(odd):
+            place = select(odd, found(FOUND_NAN, n, way, a, math.nan), place)
+        put_class(p, pointer_to(to_top), r, left, select(m == -math.inf, -1.0, -1.0 * place), way)
+
+
+@helper
+def put_aim(p, b, n, to_aim, r, left, way):
+    """Store the class of the largest target."""
+    if to_aim.size > 0:
+        bad, _, _, _, most = over_row(TARGETS, n, way, added, most_part, (b,))
+        most = select(bad != 0.0, math.nan, most)
+        place = found(AIMED, n, way, b, most)
+        put_class(p, pointer_to(to_aim), r, left, select(most == -math.inf, -1.0, -1.0 * place), way)
+
+
+@helper
 def picked_part(start, stop, way, p, index, stride, lane):
     """Return one element per row, as if it were a sum."""
     return gather(p, index, stride, lane, way), 0.0, 0.0, 0.0, 0.0
@@ -2297,9 +2379,10 @@ def smoothed_gradient_part(
 
 @helper
 def index_rows(
-    x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, ways, gradient
-):
-    """Compute the losses against class indices and, if asked, their gradients."""
+    x, y, w, v, v_all, g, g_all, loss, dx, to_lse, to_top, c, first, last, scale, empty, keep, spread_, zloss, ignore,
+    ways, gradient,
+):  # fmt: skip
+    """Compute the losses against class indices and, if asked, their gradients and extras."""
     px, py, pw, pv, pg = pointer_to(x), pointer_to(y), pointer_to(w), pointer_to(v), pointer_to(g)
     ploss, pdx = pointer_to(loss), pointer_to(dx)
     tile = scratch(px)
@@ -2313,7 +2396,10 @@ def index_rows(
         label = labels(px, py, r, last - r, way)
         valid = label != ignored_label
         to = out_row(pdx, r, c, tile, way)
-        if not any_of(valid):
+        skipped = not any_of(valid)
+        if to_lse is not None:
+            skipped = False
+        if skipped:
             put_row(ploss, r, last - r, select(valid, 1.0, 0.0), way)
             if gradient:
                 fill_row(to, n, 0.0, way)
@@ -2330,8 +2416,13 @@ def index_rows(
         weights, weights_lo, far, far_lo = wy * 0.0, wy * 0.0, wy * 0.0, wy * 0.0
         if spread_ != 0.0:
             weights, weights_lo, far, far_lo = smoothing_sums(px, a, n, c, pw, w.size, m0, way)
+        place = m0
+        if to_top is not None and to_top.size > 0:
+            place = found(FOUND, n, way, a, m)  # now: terms may take the place of the logits
         total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, to, gradient, way)
         lse, lse_lo = add_product(log, log_lo, m0, scale)
+        if to_lse is not None:
+            put_extras(px, a, n, m, ok, lse, lse_lo, place, to_lse, to_top, r, last - r, way)
         target, target_lo = two_product(wy, keep)
         q = target + wy * spread_
         # spread sum_c w_c (lse - z_c) + w_y keep (lse - z_y)
@@ -2379,23 +2470,25 @@ def index_rows(
 @in_blocks
 @kernel
 def cross_entropy_index(
-    x, y, w, v, v_all, loss, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
+    x, y, w, v, v_all, loss, lse, top, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
 ):  # fmt: skip
     """Loss against class indices."""
     index_rows(
-        x, y, w, v, v_all, v, v_all, loss, x, c, first, last, scale, empty, keep, spread_, zloss, ignore, way, False
-    )
+        x, y, w, v, v_all, v, v_all, loss, x, lse, top, c, first, last, scale, empty, keep, spread_, zloss, ignore,
+        way, False,
+    )  # fmt: skip
 
 
 @in_blocks
 @kernel
 def cross_entropy_index_grad(
-    x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
+    x, y, w, v, v_all, g, g_all, loss, dx, lse, top, c, first, last, scale, empty, keep, spread_, zloss, ignore, way
 ):
     """Loss against class indices, and its gradient times g."""
     index_rows(
-        x, y, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ignore, way, True
-    )
+        x, y, w, v, v_all, g, g_all, loss, dx, lse, top, c, first, last, scale, empty, keep, spread_, zloss, ignore,
+        way, True,
+    )  # fmt: skip
 
 
 @helper
@@ -2458,9 +2551,30 @@ def probs_gradient_part(start, stop, way, p, t, to, smoothing, kept, reduction, 
 
 @helper
 def probs_rows(
-    x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, ways, gradient
+    x,
+    t,
+    w,
+    v,
+    v_all,
+    g,
+    g_all,
+    loss,
+    dx,
+    to_lse,
+    to_top,
+    to_aim,
+    c,
+    first,
+    last,
+    scale,
+    empty,
+    keep,
+    spread_,
+    zloss,
+    ways,
+    gradient,
 ):
-    """Compute the losses against probabilities and, if asked, their gradients."""
+    """Compute the losses against probabilities and, if asked, their gradients and extras."""
     px, pt, pw, pv, pg = pointer_to(x), pointer_to(t), pointer_to(w), pointer_to(v), pointer_to(g)
     ploss, pdx = pointer_to(loss), pointer_to(dx)
     tile, other = scratch(px), scratch(px)
@@ -2483,9 +2597,16 @@ def probs_rows(
         aims = a, b, smoothing, m0
         q_sum, q_lo, far, far_lo, aimed = over_row(SECOND, n, way, added, targets_part, aims)
         q_sum = collapse(q_sum, q_lo)
+        place = m0
+        if to_top is not None:
+            if to_top.size > 0:
+                place = found(FOUND, n, way, a, m)
+            put_aim(px, b, n, to_aim, r, last - r, way)
         terms = KEPT if kept else AS_KEPT if gradient else 0
         total, total_lo, rest, top, log, log_lo = log_of_sum(px, a, n, constants, frame, m0, to, terms, way)
         lse, lse_lo = add_product(log, log_lo, m0, scale)
+        if to_lse is not None:
+            put_extras(px, a, n, m, ok, lse, lse_lo, place, to_lse, to_top, r, last - r, way)
         # sum_c q_c (scale (m - x_c) + log)
         hi, lo = two_product(far, 2.0 * scale)
         lo = fma(far_lo, 2.0 * scale, lo)
@@ -2508,18 +2629,26 @@ def probs_rows(
 
 @in_blocks
 @kernel
-def cross_entropy_probs(x, t, w, v, v_all, loss, c, first, last, scale, empty, keep, spread_, zloss, way):
+def cross_entropy_probs(
+    x, t, w, v, v_all, loss, lse, top, aim, c, first, last, scale, empty, keep, spread_, zloss, way
+):  # fmt: skip
     """Loss against probabilities."""
-    probs_rows(x, t, w, v, v_all, v, v_all, loss, x, c, first, last, scale, empty, keep, spread_, zloss, way, False)
+    probs_rows(
+        x, t, w, v, v_all, v, v_all, loss, x, lse, top, aim, c, first, last, scale, empty, keep, spread_, zloss, way,
+        False,
+    )  # fmt: skip
 
 
 @in_blocks
 @kernel
 def cross_entropy_probs_grad(
-    x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, way
+    x, t, w, v, v_all, g, g_all, loss, dx, lse, top, aim, c, first, last, scale, empty, keep, spread_, zloss, way
 ):
     """Loss against probabilities, and its gradient times g."""
-    probs_rows(x, t, w, v, v_all, g, g_all, loss, dx, c, first, last, scale, empty, keep, spread_, zloss, way, True)
+    probs_rows(
+        x, t, w, v, v_all, g, g_all, loss, dx, lse, top, aim, c, first, last, scale, empty, keep, spread_, zloss, way,
+        True,
+    )  # fmt: skip
 
 
 # --- reductions of per-row results --------------------------------------------------------------------------------

@@ -182,8 +182,8 @@ def cross_entropy_index_hess(
         for turn in range(2):
             if turn == gradient_turn:
                 index_rows(
-                    x, y, w, v, v_all, g, g_all, loss, dx, c, r, min(r + step, last), scale, empty, keep, spread_,
-                    zloss, ignore, way, True,
+                    x, y, w, v, v_all, g, g_all, loss, dx, None, None, c, r, min(r + step, last), scale, empty, keep,
+                    spread_, zloss, ignore, way, True,
                 )  # fmt: skip
             else:
                 label = labels(px, py, r, last - r, way)
@@ -212,8 +212,8 @@ def cross_entropy_probs_hess(
         for turn in range(2):
             if turn == gradient_turn:
                 probs_rows(
-                    x, t, w, v, v_all, g, g_all, loss, dx, c, r, min(r + step, last), scale, empty, keep, spread_,
-                    zloss, way, True,
+                    x, t, w, v, v_all, g, g_all, loss, dx, None, None, None, c, r, min(r + step, last), scale, empty,
+                    keep, spread_, zloss, way, True,
                 )  # fmt: skip
             else:
                 a = open_row(px, r, last - r, c, tile, way)
@@ -248,8 +248,9 @@ def cross_entropy_index_jvp(
     constants = exp_constants(px, scale)
     weights = weight_sum(pw, w.size, c) if spread_ != 0.0 else 0.0
     index_rows(
-        x, y, w, v, v_all, v, v_all, loss, x, c, first, last, scale, empty, keep, spread_, zloss, ignore, way, False
-    )
+        x, y, w, v, v_all, v, v_all, loss, x, None, None, c, first, last, scale, empty, keep, spread_, zloss, ignore,
+        way, False,
+    )  # fmt: skip
     for r in range(first, last, step):
         label = labels(px, py, r, last - r, way)
         valid = label != int(ignore)
@@ -294,7 +295,30 @@ def cross_entropy_probs_jvp(x, t, u, w, v, v_all, loss, slope, c, first, last, s
     step = rows_at_once(px, way)
     n = c * step
     constants = exp_constants(px, scale)
-    probs_rows(x, t, w, v, v_all, v, v_all, loss, x, c, first, last, scale, empty, keep, spread_, zloss, way, False)
+    probs_rows(
+        x,
+        t,
+        w,
+        v,
+        v_all,
+        v,
+        v_all,
+        loss,
+        x,
+        None,
+        None,
+        None,
+        c,
+        first,
+        last,
+        scale,
+        empty,
+        keep,
+        spread_,
+        zloss,
+        way,
+        False,
+    )
     for r in range(first, last, step):
         a = open_row(px, r, last - r, c, tile, way)
         b = open_row(pt, r, last - r, c, other, way)

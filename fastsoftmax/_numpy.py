@@ -53,7 +53,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
                         operands.append(a[0, part])
                     else:
                         operands.append((a if a.ndim == 1 else a[0, part]).astype(wide))
-                for out, result in zip(outs, row.definition(*operands, **options), strict=True):
+                for out, result in zip(outs, row.definition(*operands, **options)):
                     out[0, part] = result
 
     return definition

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,9 @@ class Op:
     ----------
     name
         Name of the kernel in every backend.
-    ins, outs
-        ``(name, kind)`` of the operands, in the kernels' argument order.
+    ins, outs, extras
+        ``(name, kind)`` of the operands, in the kernels' argument order.  The extras are further outputs; a call may
+        leave out the last of them, or all, which cost nothing then.
     params
         Names of the scalar parameters, in the kernels' argument order; all are passed as floats.
     ulp
@@ -68,12 +70,24 @@ class Op:
     name: str
     ins: tuple[tuple[str, str], ...]
     outs: tuple[tuple[str, str], ...]
+    extras: tuple[tuple[str, str], ...]
     params: tuple[str, ...]
     ulp: float
     bytes_moved: int
     public: tuple[str, ...]
     definition: Callable[..., tuple[Array, ...]]
     ulp_kind: str = "result"
+
+    @cached_property
+    def results(self) -> tuple[tuple[str, str], ...]:
+        """The outputs, then the extras."""
+        return self.outs + self.extras
+
+    def promise(self, output: str) -> tuple[float, str]:
+        """Return the promised error of one output, and of what: ``ulp`` and ``ulp_kind``, but for the extras."""
+        if output not in dict(self.extras):
+            return self.ulp, self.ulp_kind
+        return (0, "result") if dict(self.extras)[output] == LABEL else (OPS["logsumexp"].ulp, "unit")
 
 
 OPS: dict[str, Op] = {}
@@ -88,6 +102,7 @@ def _op(
     bytes_moved: int,
     public: str,
     ulp_kind: str = "result",
+    extras: str = "",
 ) -> Callable[[Callable[..., tuple[Array, ...]]], Callable[..., tuple[Array, ...]]]:
     """Enter the decorated definition in the table.  Operands are written as ``name:kind`` words."""
 
@@ -100,6 +115,7 @@ def _op(
             name,
             pairs(ins),
             pairs(outs),
+            pairs(extras),
             tuple(params.split()),
             ulp,
             bytes_moved,
@@ -119,6 +135,13 @@ def _first_max(x: Array) -> Array:
     """Column of the first largest element of each row, as an index array for take_along_axis."""
     top: Array = np.argmax(x, axis=-1)[:, None]
     return top
+
+
+def _top(x: Array) -> Array:
+    """Class of the first largest element of each row, or of its first NaN; -1 if all are -inf."""
+    top = _first_max(x)
+    found: Array = np.where(np.take_along_axis(x, top, -1) == -np.inf, -1, top)[:, 0]
+    return found
 
 
 def _product(a: Array, b: Any) -> tuple[Array, Array]:
@@ -150,6 +173,12 @@ def _shifted(x: Array, scale: Any) -> tuple[Array, Array, Array, Array]:
     others = e.copy()
     np.put_along_axis(others, top, 0, -1)
     return d, m, e, others.sum(-1, keepdims=True)
+
+
+def _lse(m: Array, rest: Array) -> Array:
+    """Return the logsumexp of rows from what :func:`_shifted` returns of them.  A row with a NaN has m = NaN."""
+    lse: Array = np.where(np.isinf(m), m, m + np.log1p(rest))
+    return lse
 
 
 def _centred(p: Array, t: Array, key: Array, dead: Array) -> Array:
@@ -195,8 +224,7 @@ def log_softmax(x: Array, *, scale: Any, empty: Any) -> tuple[Array, ...]:
 def logsumexp(x: Array, *, scale: Any) -> tuple[Array, ...]:
     """``s = log sum_c exp(scale x_c)``."""
     _, m, _, rest = _shifted(x, scale)
-    s = np.where(np.isinf(m), np.where(np.isnan(x).any(-1, keepdims=True), np.nan, m), m + np.log1p(rest))
-    return (s[:, 0],)
+    return (_lse(m, rest)[:, 0],)
 
 
 @_op("x:(c) b:(c)", "s:() sign:()", "scale", ulp=2, bytes_moved=2, public="logsumexp", ulp_kind="term")
@@ -272,6 +300,9 @@ def log_softmax_jacobian(logp: Array, *, scale: Any) -> tuple[Array, ...]:
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------
 #
+# The extras of a row, whether it is ignored or not: lse, the logsumexp of scale x; top, the class of its largest logit;
+# aim, that of its largest target.  Of equal ones it is the first; a NaN is the largest; if all are -inf, it is -1.
+#
 # With targets q (a one-hot or given distribution, smoothed and class-weighted) and nll_c = lse - z_c:
 #     loss = v (sum_c q_c nll_c + z_loss lse^2)
 #     dx_c = scale v g ((sum_k q_k + 2 z_loss lse) p_c - q_c)
@@ -283,7 +314,7 @@ def _parts(x: Array, scale: Any, empty: Any) -> tuple[Array, Array, Array, Array
     d, m, e, rest = _shifted(x, scale)
     total = e.sum(-1, keepdims=True)
     nll = np.log1p(rest) - d
-    lse = m + np.log1p(rest)
+    lse = _lse(m, rest)
     p = e / total
     not_p = (total - e) / total
     np.put_along_axis(not_p, _first_max(x), rest / total, -1)
@@ -314,9 +345,11 @@ def _row_gradient(q: Array, p: Array, not_p: Array, lse: Array, zloss: Any, empt
     return np.where(lse == -np.inf, 0, dz) if empty else dz
 
 
-def _loss_grad(x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any) -> tuple[Array, Array]:
+def _loss_grad(
+    x: Array, q: Array, v: Array, g: Array, scale: Any, zloss: Any, empty: Any
+) -> tuple[Array, Array, Array]:  # fmt: skip
     loss, p, not_p, lse = _loss(x, q, v, scale, zloss, empty)
-    return loss, _row_gradient(q, p, not_p, lse, zloss, empty) * (v * g)[:, None] * scale
+    return loss, _row_gradient(q, p, not_p, lse, zloss, empty) * (v * g)[:, None] * scale, lse
 
 
 def _one_hot(x: Array, y: Array, w: Array, keep: Any, spread: Any, ignore: Any) -> tuple[Array, Array]:
@@ -328,7 +361,7 @@ def _one_hot(x: Array, y: Array, w: Array, keep: Any, spread: Any, ignore: Any) 
 
 
 @_op(
-    "x:(c) y:()i w:c v:()", "loss:()", "scale empty keep spread zloss ignore",
+    "x:(c) y:()i w:c v:()", "loss:()", "scale empty keep spread zloss ignore", extras="lse:() top:()i",
     ulp=2, bytes_moved=1, public="cross_entropy",
 )  # fmt: skip
 def cross_entropy_index(
@@ -337,12 +370,12 @@ def cross_entropy_index(
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against class indices."""
     q, ignored = _one_hot(x, y, w, keep, spread, ignore)
-    loss = _loss(x, q, v, scale, zloss, empty)[0]
-    return (np.where(ignored, 0, loss),)
+    loss, _, _, lse = _loss(x, q, v, scale, zloss, empty)
+    return np.where(ignored, 0, loss), lse[:, 0], _top(x)
 
 
 @_op(
-    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss ignore",
+    "x:(c) y:()i w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss ignore", extras="lse:() top:()i",
     ulp=4, bytes_moved=2, public="cross_entropy_value_and_grad", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_index_grad(
@@ -351,12 +384,12 @@ def cross_entropy_index_grad(
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against class indices, and its gradient times g."""
     q, ignored = _one_hot(x, y, w, keep, spread, ignore)
-    loss, dx = _loss_grad(x, q, v, g, scale, zloss, empty)
-    return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx)
+    loss, dx, lse = _loss_grad(x, q, v, g, scale, zloss, empty)
+    return np.where(ignored, 0, loss), np.where(ignored[:, None], 0, dx), lse[:, 0], _top(x)
 
 
 @_op(
-    "x:(c) t:(c) w:c v:()", "loss:()", "scale empty keep spread zloss",
+    "x:(c) t:(c) w:c v:()", "loss:()", "scale empty keep spread zloss", extras="lse:() top:()i aim:()i",
     ulp=2, bytes_moved=2, public="cross_entropy", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_probs(
@@ -364,11 +397,12 @@ def cross_entropy_probs(
     scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against probabilities."""
-    return (_loss(x, w * (keep * t + spread), v, scale, zloss, empty)[0],)
+    loss, _, _, lse = _loss(x, w * (keep * t + spread), v, scale, zloss, empty)
+    return loss, lse[:, 0], _top(x), _top(t)
 
 
 @_op(
-    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss",
+    "x:(c) t:(c) w:c v:() g:()", "loss:() dx:(c)", "scale empty keep spread zloss", extras="lse:() top:()i aim:()i",
     ulp=4, bytes_moved=3, public="cross_entropy_value_and_grad", ulp_kind="term",
 )  # fmt: skip
 def cross_entropy_probs_grad(
@@ -376,7 +410,8 @@ def cross_entropy_probs_grad(
     scale: Any, empty: Any, keep: Any, spread: Any, zloss: Any,
 ) -> tuple[Array, ...]:  # fmt: skip
     """Loss against probabilities, and its gradient times g."""
-    return _loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
+    loss, dx, lse = _loss_grad(x, w * (keep * t + spread), v, g, scale, zloss, empty)
+    return loss, dx, lse[:, 0], _top(x), _top(t)
 
 
 # --- cross-entropy, second order ------------------------------------------------------------------------------------

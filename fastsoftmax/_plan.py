@@ -302,9 +302,9 @@ def execute(
 ) -> None:
     """Compute ``op`` on rows in ``dtype``.
 
-    ``ins`` and ``outs`` follow the table: ROW operands have the frame's shape, ONE and LABEL operands its batch
-    shape (a ONE may be a float, the same for every row), CLASS operands are vectors (or 1.0), SQUARE outputs
-    have the batch shape followed by two class axes.
+    ``ins`` and ``outs`` follow the table; extras may be left out.  ROW operands have the frame's shape, ONE and LABEL
+    operands its batch shape (a ONE may be a float, the same for every row), CLASS operands are vectors (or 1.0), SQUARE
+    outputs have the batch shape followed by two class axes.
     """
     staging = None
     scale = params.get("scale", 1.0)
@@ -338,7 +338,8 @@ def execute(
             a if kind not in (ONE, CLASS) or _ready(a, kind, dtype, reads) else a.astype(dtype)
             for (_, kind), a in zip(op.ins, views)
         ]
-    targets = [_view(frame, kind, a) for (_, kind), a in zip(op.outs, outs, strict=True)]
+    results = op.results[: len(outs)]
+    targets = [_view(frame, kind, a) for (_, kind), a in zip(results, outs, strict=True)]
     values = tuple(params[p] for p in op.params)
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
@@ -347,8 +348,8 @@ def execute(
         room.masks and staging.softcap is None and not staging.smoothing and ("y", ROW) not in op.ins
         and not any(name in DERIVATIVES and name != "dx" for name, _ in op.outs)
     )  # fmt: skip
-    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + op.outs, views + targets)):
-        kinds, operands = op.ins + op.outs, views + targets
+    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + results, views + targets)):
+        kinds, operands = op.ins + results, views + targets
         if where is not None:
             kinds, operands = (*kinds, ("where", ROW)), [*operands, frame.rows(where)]
         shape = _collapsed_shape(frame, kinds, operands, room.strided)
@@ -472,6 +473,7 @@ def _execute_staged(
 ) -> None:
     """Load a block of rows into contiguous tiles, compute there, store it back; then the next one."""
     c = frame.c
+    outs = op.results[: len(targets)]
     width = c * c if any(kind == SQUARE for _, kind in op.outs) else c
     rows = max(1, TILE_BYTES // (width * dtype.itemsize))
     mask = None if staging is None or staging.where is None else frame.rows(staging.where)
@@ -504,12 +506,15 @@ def _execute_staged(
                 _copy(flat.reshape(part.shape), part)
                 tiles.append(flat)
         results = [
-            np.empty((1, math.prod(part.shape[: part.ndim - _class_axes(kind, frame)]), *_tail(kind, c)), dtype)
-            for (_, kind), a in zip(op.outs, targets)
+            np.empty(
+                (1, math.prod(part.shape[: part.ndim - _class_axes(kind, frame)]), *_tail(kind, c)),
+                np.int64 if kind == LABEL else dtype,
+            )
+            for (_, kind), a in zip(outs, targets)
             for part in (a[index],)
         ]
         kernel(tiles, results, values, threads)
-        for (name, kind), tile, a in zip(op.outs, results, targets):
+        for (name, kind), tile, a in zip(outs, results, targets):
             order = DERIVATIVES.get(name, 0)
             if order and slope is not None:
                 # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
@@ -604,6 +609,9 @@ def run(
         # No classes: sums over nothing.  Only a log of one is not 0.
         for output in outs:
             output.array[...] = (
-                -np.inf if op.name.startswith("logsumexp") and output.name != "sign" and op.ins[0][0] == "x" else 0
+                -np.inf
+                if output.name == "logsumexp"
+                or (op.name.startswith("logsumexp") and output.name != "sign" and op.ins[0][0] == "x")
+                else 0
             )
     return tuple(o.close() for o in outs)

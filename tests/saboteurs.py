@@ -51,7 +51,13 @@ class Saboteur:
             return lambda ins, outs, params, threads: vandalise(honest, ins, outs, params, threads)
         broken, right = self.definition, OPS[op].definition
         assert broken is not None
-        row = replace(OPS[op], definition=lambda *a, **k: broken(right, *a, **k))
+
+        def definition(*operands: Any, **params: Any) -> tuple[Array, ...]:
+            """Return the wrong outputs, and honest extras if there are no wrong ones."""
+            wrong = broken(right, *operands, **params)
+            return *wrong, *right(*operands, **params)[len(wrong) :]
+
+        row = replace(OPS[op], definition=definition)
         with mock.patch.object(_numpy, "OPS", {**OPS, op: row}):
             return _numpy.kernel(op, dtype)
 
@@ -375,14 +381,63 @@ def z_loss_left_out_of_the_gradient(right, *operands, zloss, **params):
 
 @breaks("cross_entropy_index_grad")
 def ignored_rows_times_zero(right, x, y, *rest, **params):
-    loss, dx = right(x, y, *rest, **params)
-    return loss, dx + 0 * np.where((y == int(params["ignore"]))[:, None], x, 0)
+    loss, dx, *extras = right(x, y, *rest, **params)
+    return loss, dx + 0 * np.where((y == int(params["ignore"]))[:, None], x, 0), *extras
 
 
 @breaks("cross_entropy_probs cross_entropy_probs_grad")
 def zero_probability_times_infinity(right, x, t, *rest, **params):
     loss, *grad = right(x, t, *rest, **params)
     return np.where(((t == 0) & (x == -np.inf)).any(-1), np.nan, loss), *grad
+
+
+# --- wrong extras ------------------------------------------------
+
+_LOSSES = "cross_entropy_index cross_entropy_probs cross_entropy_index_grad cross_entropy_probs_grad"
+
+
+def _changed(right: Callable[..., Any], operands: Any, params: Any, name: str, change: Any) -> list[Array]:
+    """Compute honestly but for one output."""
+    op = OPS[right.__name__]
+    results = list(right(*operands, **params))
+    k = [output for output, _ in op.results].index(name)
+    results[k] = change(results[k])
+    return results
+
+
+@breaks(_LOSSES)
+def last_of_the_largest_predicted(right, x, *rest, **params):
+    last = x.shape[1] - 1 - np.argmax(x[:, ::-1], axis=1)
+    special = ~np.isfinite(x).all(-1)
+    return _changed(right, (x, *rest), params, "top", lambda top: np.where(special, top, last))
+
+
+@breaks(_LOSSES)
+def nan_never_predicted(right, x, *rest, **params):
+    largest = np.argmax(np.where(np.isnan(x), -np.inf, x), axis=1)
+    return _changed(right, (x, *rest), params, "top", lambda top: np.where(np.isnan(x).any(-1), largest, top))
+
+
+@breaks(_LOSSES)
+def a_class_of_a_row_of_nothing_predicted(right, *operands, **params):
+    return _changed(right, operands, params, "top", lambda top: np.maximum(top, 0))
+
+
+@breaks(_LOSSES)
+def logsumexp_of_unscaled_logits(right, x, *rest, **params):
+    lse = OPS["logsumexp"].definition(x, scale=1)[0]
+    return _changed(right, (x, *rest), params, "lse", lambda _: lse)
+
+
+@breaks("cross_entropy_index cross_entropy_index_grad")
+def ignored_rows_have_no_extras(right, x, y, *rest, **params):
+    ignored = y == int(params["ignore"])
+    return _changed(right, (x, y, *rest), params, "lse", lambda lse: np.where(ignored, 0, lse))
+
+
+@breaks("cross_entropy_probs cross_entropy_probs_grad")
+def largest_target_is_the_prediction(right, *operands, **params):
+    return _changed(right, operands, params, "aim", lambda aim: right(*operands, **params)[-2])
 
 
 # --- wrong second derivatives ------------------------------------------------

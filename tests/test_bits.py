@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import Case, is_loss
-from checks import assert_same_bits, compute, copies, out_shape
+from checks import assert_same_bits, compute, copies, new_outs, out_shape
 from hypothesis import given
 from hypothesis import strategies as st
 from rooms import Room
@@ -93,9 +93,9 @@ def gaps_stay(op: Op, dtype: np.dtype) -> None:
         ins, params = Case("normal", 6, c, options(op)).build(op, dtype)
         for gap in (0, 3):
             buffers, outs = [], []
-            for _, kind in op.outs:
+            for (_, kind), like in zip(op.results, new_outs(op, dtype, 1, 1)):
                 shape = out_shape(kind, 6, c)
-                big = np.full((8, *(n + gap for n in shape[1:])), 77, dtype)
+                big = np.full((8, *(n + gap for n in shape[1:])), 77, like.dtype)
                 buffers.append(big)
                 outs.append(big[(slice(1, 7), *(slice(0, n) for n in shape[1:]))])
             compute(op, dtype, copies(ins), params, outs)

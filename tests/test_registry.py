@@ -45,6 +45,7 @@ def test_no_room_serves_more_than_the_table(room: Room) -> None:
 def test_rows_of_the_table(op: Op) -> None:
     kinds = {ROW, ONE, LABEL, CLASS, SQUARE}
     assert {kind for _, kind in op.ins + op.outs} <= kinds
+    assert {kind for _, kind in op.extras} <= {ONE, LABEL}
     assert op.ins[0][1] == ROW, "the first operand has the frame's shape"
     assert len({name for name, _ in op.ins}) == len(op.ins)
     assert 0 < op.ulp <= 4

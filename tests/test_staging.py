@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case
-from checks import assert_same_bits, compute, out_shape
+from checks import assert_same_bits, compute, new_outs
 from rooms import Room
 
 from fastsoftmax import _backends, _cython, num_threads
@@ -92,10 +92,11 @@ def test_middle_axis(op: Op, dtype: np.dtype) -> None:
                 return np.array(a.reshape(n1, n2, c).swapaxes(1, 2), order="C")
             return a.reshape(n1, n2, *a.shape[1:]) if isinstance(a, np.ndarray) and kind in (ONE, LABEL, SQUARE) else a
 
-        outs = [view(np.full_like(o, 77), kind) for (_, kind), o in zip(op.outs, expected)]
+        results = op.results
+        outs = [view(np.full_like(o, 77), kind) for (_, kind), o in zip(results, expected)]
         operands = [view(a, kind) for (_, kind), a in zip(op.ins, ins)]
         execute(op, Frame((n1, c, n2), 1), operands, outs, params, dtype)
-        for (_, kind), a, b in zip(op.outs, outs, expected, strict=True):
+        for (_, kind), a, b in zip(results, outs, expected, strict=True):
             rows = a.swapaxes(1, 2) if kind == ROW else a
             assert_same_bits(rows.reshape(b.shape), b, f"{op.name}, {dtype}, {(n1, c, n2)}")
 
@@ -116,7 +117,8 @@ def test_16_bits(op: Op, narrow: np.dtype) -> None:
         ins, params = case(op, F4, r, c)
         ins = [low(a, kind, narrow) for (_, kind), a in zip(op.ins, ins)]
         wide = [a.astype(F4) if isinstance(a, np.ndarray) and a.dtype == narrow else a for a in ins]
-        expected = [o.astype(narrow) for o in compute(op, F4, wide, params)]
+        results = zip(op.results, compute(op, F4, wide, params))
+        expected = [low(o, kind if kind != SQUARE else ROW, narrow) for (_, kind), o in results]
         for axis in (0, 1):
             for mixed in (False, True):
                 some = [wide[k] if mixed and k % 2 else a for k, a in enumerate(ins)]
@@ -200,7 +202,7 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, op: Op, dtype: np.dtype, scale: 
                     for native in (True, False):
                         with monkeypatch.context() as patch:
                             patch.setattr(backend, "masks", native and backend.masks)
-                            outs = [np.full(out_shape(kind, r, c), 77, dtype) for _, kind in op.outs]
+                            outs = new_outs(op, dtype, r, c, 77)
                             outs = [side_by_side(o, 2) for o in outs] if axis == 0 else outs
                             results.append(compute(op, dtype, some, params, outs, where=where))
                     for a, b in zip(*results, strict=True):

@@ -171,7 +171,7 @@ def define(op: Any, operands: dict[str, Any], wide: Any) -> list[Array]:
             a = np.full(rows, a, wide) if kind == ONE else wide(a)
         ins.append(a if kind == LABEL else a.astype(wide))
     with np.errstate(all="ignore"):
-        return list(op.definition(*ins, **{p: wide(_NEUTRAL[p]) for p in op.params}))
+        return list(op.definition(*ins, **{p: wide(_NEUTRAL[p]) for p in op.params}))[: len(op.outs)]
 
 
 def parts(result: Any) -> list[Array]:
