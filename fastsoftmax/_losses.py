@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +18,10 @@ from ._plan import EMPTY, F4, F8, Frame, Output
 REDUCTIONS = ("none", "mean", "sum")
 
 __all__ = [
+    "Extras",
+    "ValueAndExtras",
     "ValueAndGrad",
+    "ValueGradAndExtras",
     "cross_entropy",
     "cross_entropy_value_and_grad",
 ]
@@ -43,6 +47,83 @@ class ValueAndGrad(NamedTuple):
 
     value: Any
     grad: Any
+
+
+class Extras(NamedTuple):
+    """What a loss on logits finds out on the way, with ``extras=True``.
+
+    Attributes
+    ----------
+    logsumexp : ndarray or scalar
+        Per row, ignored or not: that of the final logits, which are scaled, capped and masked.  Of the loss's dtype;
+        within 2 ULP of the exact result, or of 1 where that is less than 1.
+    prediction : ndarray or scalar of int64
+        Per row, ignored or not: the first of the largest final logits.  As for ``numpy.argmax`` a NaN counts as the
+        largest, and of a row without anything larger than -inf it is 0; so it is if there are no classes.
+    correct : int
+        The number of rows, without the ignored ones, whose prediction is the label; for probabilities as targets, the
+        first of the row's largest.
+    normalizer : float
+        What ``reduction="mean"`` divides by, whatever the reduction.  With it micro-batches are combined exactly: the
+        mean over all of them is ``sum(value * normalizer) / sum(normalizer)``, and so is its gradient.  (The mean of a
+        micro-batch that is ignored as a whole is NaN, unless ``empty="zero"``.)
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy([[0.0, 0.0], [0.0, 0.0]], [0, 1], extras=True).extras.correct
+    1
+    """
+
+    logsumexp: Any
+    prediction: Any
+    correct: int
+    normalizer: float
+
+
+class ValueAndExtras(NamedTuple):
+    """A loss, and what else there is to know of its logits.
+
+    Attributes
+    ----------
+    value : ndarray or scalar
+        The loss, reduced as asked.
+    extras : Extras
+        Logsumexp, prediction, correct, normalizer.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy([[0.0, 3.0]], [1], extras=True).extras.prediction
+    array([1])
+    """
+
+    value: Any
+    extras: Extras
+
+
+class ValueGradAndExtras(NamedTuple):
+    """A loss, its gradient, and what else there is to know of its logits.
+
+    Attributes
+    ----------
+    value : ndarray or scalar
+        The loss, reduced as asked.
+    grad : ndarray
+        Its gradient with respect to the logits.
+    extras : Extras
+        Logsumexp, prediction, correct, normalizer.
+
+    Examples
+    --------
+    >>> import fastsoftmax as fs
+    >>> fs.cross_entropy_value_and_grad([[0.0, 0.0]], [1], extras=True).extras.normalizer
+    1.0
+    """
+
+    value: Any
+    grad: Any
+    extras: Extras
 
 
 class Reduction:
@@ -183,7 +264,7 @@ class _Loss(Reduction):
         return ignored if ignored.any() else None
 
     def _normaliser(self) -> float:
-        """Return what ``reduction="mean"`` divides by: torch's, with every row counted sample_weight times."""
+        """Return torch's divisor of a mean, with every row counted sample_weight times."""
         rows = self.rows
         if not self.indexed:
             return float(self.frame.r if isinstance(rows, float) else rows.sum(dtype=np.float64))
@@ -198,12 +279,14 @@ class _Loss(Reduction):
             each[self.ignored] = 0
         return float(each.sum())
 
-    def divisor(self) -> float:
-        """Return what the rows' sum is divided by."""
-        if self.reduction != "mean":
-            return 1.0
+    def normaliser(self) -> float:
+        """Return what ``reduction="mean"`` divides by, whatever the reduction is."""
         with np.errstate(all="ignore"):
             return self._normaliser()
+
+    def divisor(self) -> float:
+        """Return what the rows' sum is divided by."""
+        return self.normaliser() if self.reduction == "mean" else 1.0
 
     def per_row(self, name: str) -> Output:
         """Return an output for one number per row."""
@@ -213,6 +296,10 @@ class _Loss(Reduction):
         """Return an output of the shape and dtype of the logits."""
         return Output(name, given, self.x.shape, self.natural, dtype_free=False)
 
+    def _evened(self) -> bool:
+        """Tell whether the kernel gets targets that are smoothed over the included classes."""
+        return self.mask is not None and self.smoothing != 0
+
     def run(self, kind: str, outs: Sequence[Output], **operands: Any) -> tuple[Any, ...]:
         """Run the operation ``cross_entropy_index`` or ``cross_entropy_probs`` of this kind.
 
@@ -221,7 +308,7 @@ class _Loss(Reduction):
         op = OPS["cross_entropy_" + ("index" if self.indexed else "probs") + kind]
         rows = self.rows
         options: dict[str, Any] = {"where": self.mask, "softcap": self.softcap}
-        if self.mask is not None and self.smoothing:
+        if self._evened():
             op = OPS["cross_entropy_probs" + kind]
             options["smoothing"] = self.smoothing
             options["ignore"] = self.ignore if self.indexed else None
@@ -237,6 +324,54 @@ class _Loss(Reduction):
         ins = [known[name] for name, _ in op.ins]
         params = {name: known[name] for name in op.params}
         return _plan.run(op.name, self.frame, ins, outs, params, self.dtype, **options)
+
+    def run_with_extras(self, kind: str, outs: Sequence[Output], **operands: Any) -> tuple[tuple[Any, ...], Extras]:
+        """Run the operation, and return what ``outs`` hold, the gradient last if there is one, and the extras.
+
+        With a mask, the plan puts NaN into rows of which only -inf is included, and where it smooths targets, it clears
+        ignored rows: nothing would be known of them.  Here it is kept from that, and what they give is set in the end.
+        """
+        frame, ignored, call, normaliser = self.frame, self.ignored, self, self.normaliser()
+        given = [o.given for o in outs if o.given is not None]
+        aim, mask = (
+            a.copy() if a is not None and any(np.may_share_memory(a, g) for g in given) else a
+            for a in (self.target if self.indexed else None, self.mask)
+        )
+        if mask is not None:
+            operands["empty"] = EMPTY["zero"]
+        if self._evened() and aim is None and frame.c:
+            aim = frame.rows(self.target).reshape(*frame.batch_shape, frame.c).argmax(-1)
+        elif self._evened() and ignored is not None:
+            call = copy.copy(self)
+            call.target, call.ignore, call.ignored = np.where(ignored, 0, self.target), -1, None
+        names = ["prediction"] if aim is not None else ["prediction", "aim"]
+        places = [Output(name, None, frame.batch_shape, np.dtype(np.int64), dtype_free=False) for name in names]
+        results = call.run(kind, [*outs, self.per_row("logsumexp"), *places], **operands)
+        done, lse, found = results[: len(outs)], results[len(outs)], results[len(outs) + 1 :]
+
+        if mask is not None and not self.empty:
+            lost = np.asarray(found[0] < 0)
+            if ignored is not None:
+                lost &= ~ignored
+            lost[lost] = frame.rows(mask)[lost].any(tuple(range(1, 1 + len(frame.class_shape))))
+            done = self._set_rows(done, lost, np.nan, mask)
+        if call is not self:
+            done = self._set_rows(done, ignored, 0.0, mask)
+        prediction, *rest = (np.maximum(a, 0) for a in found)
+        hits = prediction == (rest[0] if rest else aim)
+        if ignored is not None:
+            hits = hits & ~ignored
+        return done, Extras(lse, prediction, int(np.count_nonzero(hits)) if frame.c else 0, normaliser)
+
+    def _set_rows(self, results: tuple[Any, ...], rows: Any, value: float, mask: Any) -> tuple[Any, ...]:
+        """Return losses, and a gradient, of which some rows have this value, the gradient where a class is included."""
+        if not rows.any():
+            return results
+        arrays = [np.asarray(a) for a in results]
+        arrays[0][rows] = value
+        for gradient in arrays[1:]:
+            self.frame.rows(gradient)[rows] = np.where(self.frame.rows(mask)[rows], value, 0)
+        return tuple(a if isinstance(b, np.ndarray) else a[()] for a, b in zip(arrays, results))
 
 
 def _quick(
@@ -279,6 +414,7 @@ def cross_entropy(
     z_loss: float = 0.0,
     where: ArrayLike | None = None,
     empty: str = "nan",
+    extras: bool = False,
 ) -> Any:
     r"""Cross-entropy of a softmax: :math:`\sum_c q_c\,(\log\sum_k e^{z_k} - z_c)` per row.
 
@@ -315,11 +451,14 @@ def cross_entropy(
         True where a class takes part; broadcast to the shape of ``logits``, applied last.
     empty : {"nan", "zero"}
         A row whose logits are all -inf has loss NaN, or +inf with gradient 0.  A mean over nothing is NaN, or 0.
+    extras : bool
+        Whether to return the rows' logsumexp, their predictions, how many are correct, and the normaliser, too.
 
     Returns
     -------
     scalar, or ndarray of the batch's shape with ``reduction="none"``
-        The loss in nats; float32, or float64 for float64 logits.
+        The loss in nats; float32, or float64 for float64 logits.  With ``extras=True`` a :class:`ValueAndExtras`, whose
+        ``value`` that is and whose ``extras`` are :class:`Extras` of the same pass over the logits.
 
     Raises
     ------
@@ -338,8 +477,11 @@ def cross_entropy(
     >>> import fastsoftmax as fs
     >>> float(fs.cross_entropy([[2.0, 0.0], [0.0, 1.0]], [0, 1]))
     0.22009484928059764
+    >>> loss, extras = fs.cross_entropy([[2.0, 0.0], [0.0, 1.0]], [0, 0], extras=True)
+    >>> extras.prediction, extras.correct
+    (array([0, 1]), 1)
     """
-    done = _quick(
+    done = None if extras else _quick(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, scale, softcap, z_loss,
         where, empty, None, None, False,
     )  # fmt: skip
@@ -350,10 +492,28 @@ def cross_entropy(
         label_smoothing=label_smoothing, reduction=reduction, scale=scale, softcap=softcap, z_loss=z_loss, where=where,
         empty=empty,
     )  # fmt: skip
-    (losses,) = call.run("", [call.per_row("loss")])
+    outs = [call.per_row("loss")]
+    if extras:
+        (losses,), more = call.run_with_extras("", outs)
+        return ValueAndExtras(call.reduced(losses, call.divisor()), more)
+    (losses,) = call.run("", outs)
     return call.reduced(losses, call.divisor())
 
 
+@overload
+def cross_entropy_value_and_grad(
+    logits: ArrayLike, target: ArrayLike, axis: int | tuple[int, ...] | None = ..., *, weight: ArrayLike | None = ...,
+    sample_weight: ArrayLike | None = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: str = ...,
+    scale: float = ..., softcap: float | None = ..., z_loss: float = ..., where: ArrayLike | None = ...,
+    empty: str = ..., grad_output: ArrayLike | None = ..., grad_out: Array | None = ..., extras: Literal[False] = ...,
+) -> ValueAndGrad: ...  # fmt: skip
+@overload
+def cross_entropy_value_and_grad(
+    logits: ArrayLike, target: ArrayLike, axis: int | tuple[int, ...] | None = ..., *, weight: ArrayLike | None = ...,
+    sample_weight: ArrayLike | None = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: str = ...,
+    scale: float = ..., softcap: float | None = ..., z_loss: float = ..., where: ArrayLike | None = ...,
+    empty: str = ..., grad_output: ArrayLike | None = ..., grad_out: Array | None = ..., extras: Literal[True],
+) -> ValueGradAndExtras: ...  # fmt: skip
 def cross_entropy_value_and_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -371,7 +531,8 @@ def cross_entropy_value_and_grad(
     empty: str = "nan",
     grad_output: ArrayLike | None = None,
     grad_out: Array | None = None,
-) -> ValueAndGrad:
+    extras: bool = False,
+) -> ValueAndGrad | ValueGradAndExtras:
     r"""Cross-entropy and its gradient with respect to the logits, in one fused pass.
 
     The gradient of a row is :math:`g\,s\,((\sum_k q_k + 2\,\mathrm{z\_loss}\,lse)\,p_c - q_c)`, with q as in
@@ -392,11 +553,13 @@ def cross_entropy_value_and_grad(
         that of the (reduced) loss, or of the sum of the losses with ``reduction="none"``.
     grad_out : ndarray, optional
         Takes the gradient; ``grad_out=logits`` computes it in place of the logits.
+    extras : bool
+        As for :func:`cross_entropy`.
 
     Returns
     -------
-    ValueAndGrad
-        The named pair ``(value, grad)``.
+    ValueAndGrad, or ValueGradAndExtras with ``extras=True``
+        The named pair ``(value, grad)``, or the same with ``extras``, which are :class:`Extras`.
 
     Raises
     ------
@@ -415,8 +578,18 @@ def cross_entropy_value_and_grad(
     >>> value, grad = fs.cross_entropy_value_and_grad([[0.0, 0.0]], [0])
     >>> grad
     array([[-0.5,  0.5]])
+
+    Combine micro-batches, of which the second has an ignored row:
+
+    >>> parts = [([[0.0, 1.0], [2.0, 0.0]], [0, 0]), ([[3.0, 0.0], [0.0, 1.0]], [0, -100])]
+    >>> done = [fs.cross_entropy_value_and_grad(x, y, extras=True) for x, y in parts]
+    >>> total = sum(d.extras.normalizer for d in done)
+    >>> round(float(sum(d.value * d.extras.normalizer for d in done) / total), 6)
+    0.496259
+    >>> sum(d.extras.correct for d in done) / total        # accuracy
+    0.6666666666666666
     """
-    done = _quick(
+    done = None if extras else _quick(
         logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, reduction, scale, softcap, z_loss,
         where, empty, grad_output, grad_out, True,
     )  # fmt: skip
@@ -429,5 +602,9 @@ def cross_entropy_value_and_grad(
     )  # fmt: skip
     divisor = call.divisor()
     outs = [call.per_row("loss"), call.like_logits("grad_out", grad_out)]
-    losses, grad = call.run("_grad", outs, g=call.upstream(grad_output, divisor))
+    g = call.upstream(grad_output, divisor)
+    if extras:
+        (losses, grad), more = call.run_with_extras("_grad", outs, g=g)
+        return ValueGradAndExtras(call.reduced(losses, divisor), grad, more)
+    losses, grad = call.run("_grad", outs, g=g)
     return ValueAndGrad(call.reduced(losses, divisor), grad)

@@ -324,6 +324,39 @@ def reductions_agree(dtype: np.dtype) -> None:
 # --- finite differences ------------------------------------------------
 
 
+@law
+def micro_batches_combine(dtype: np.dtype) -> None:
+    """Combine the means of parts, and their gradients, by their normalisers; rows' extras do not depend on the cuts."""
+    for shape in ((17, 10), (5, 97), (9, 2)):
+        x = logits(dtype, shape)
+        y = np.random.default_rng(2).integers(shape[1], size=shape[0])
+        y[::4] = -100  # the last part of five rows is ignored as a whole
+        w, v = np.abs(vectors(dtype, (shape[1],))) + dtype.type(0.5), np.abs(vectors(dtype, (shape[0],), 3))
+        soft = np.random.default_rng(4).dirichlet(np.ones(shape[1]), shape[0]).astype(dtype)
+        for target, weight in ((y, None), (y, w), (soft, w)):
+            whole, *parts = (
+                fs.cross_entropy_value_and_grad(
+                    x[k], target[k], weight=weight, sample_weight=v[k], empty="zero", extras=True
+                )
+                for k in (slice(None), slice(0, 3), slice(3, 4), slice(4, None))
+            )
+            total = sum(p.extras.normalizer for p in parts)
+            within(LD(total), LD(whole.extras.normalizer), LD(total), 2.0**-50, "sum of the normalisers")
+            mean = sum(LD(p.value) * p.extras.normalizer for p in parts) / total
+            assert_close(whole.value, mean, 4, what="mean of micro-batches")
+            grad = np.concatenate([p.grad.astype(LD) * (p.extras.normalizer / LD(total)) for p in parts])
+            assert_close(whole.grad, grad, 8, np.abs(grad).max(-1, keepdims=True), "gradient of micro-batches")
+            for name in ("logsumexp", "prediction"):
+                rows = np.concatenate([getattr(p.extras, name) for p in parts])
+                assert_same_bits(getattr(whole.extras, name), rows, name)
+            assert whole.extras.correct == sum(p.extras.correct for p in parts)
+            if weight is None:
+                kept = np.flatnonzero(y != -100)
+                gap = whole.extras.logsumexp.astype(LD)[kept] - x[kept, y[kept]]
+                mean = (v[kept] * gap).sum() / v[kept].sum(dtype=LD)
+                assert_close(whole.value, mean, 32, what="mean of logsumexp - logit")
+
+
 def central(f: Callable[[Array], Array], x: Array, t: Array, h: float = 2.0**-13) -> Array:
     """Return the derivative of f at x along t, from differences of fourth order."""
     near, far = f(x + h * t) - f(x - h * t), f(x + 2 * h * t) - f(x - 2 * h * t)
