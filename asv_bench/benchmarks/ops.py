@@ -109,9 +109,20 @@ class _BesidePyTorch(_Operation):
     track_speedup_torch.unit = "x"  # type: ignore[attr-defined]
 
 
+class _WithExtras(_Operation):
+    def track_extras(self, case: str, shape: str) -> float:
+        """Return the time with the extras in multiples of the time without."""
+        return ratio(lambda: self.job.fresh(extras=True), self.job.fresh)
+
+    track_extras.unit = "x"  # type: ignore[attr-defined]
+
+
 def _bases(name: str) -> tuple[type, ...]:
     beside = {"scipy": _BesideSciPy, "torch": _BesidePyTorch}
-    return tuple(base for peer, base in beside.items() if name in PEERS[peer]) or (_Operation,)
+    bases = [base for peer, base in beside.items() if name in PEERS[peer]]
+    if getattr(OPS[name], "extras", ()):  # not in older commits
+        bases.append(_WithExtras)
+    return tuple(bases) or (_Operation,)
 
 
 globals().update({name: per_op(name, *_bases(name)) for name in OPS})
