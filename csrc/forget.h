@@ -39,6 +39,7 @@
 #undef FORWARD_PASS
 #undef FOR_GROUPS
 #undef FOR_PASSES
+#undef GAPS
 #undef GROUP
 #undef GROUP_TERMS
 #undef HALF

@@ -719,19 +719,38 @@ FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
 }
 DEFINE_SUMS(plain_sums)
 
-/* sum w (m - x): what smoothing adds to a loss. */
+/* sum w (m - x): what smoothing adds to a loss.  flag: no weight is 0. */
 FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
     const VEC zero = V(set1)(0), m = p->m;
     const REAL *x = p->x + from, *w = p->w ? p->w + from : NULL;
     ACC a = NAME(acc_zero)();
+#define WEIGHTED                                                                                                      \
+    ({                                                                                                                \
+        VEC q = CLASS_AT(w, 0);                                                                                       \
+        NAME(acc_product)(&a, q, V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0))));                              \
+    })
+#if FS_FLOAT
+    if (w && p->flag && !cols) {
+        /* Widened on their way from memory, which spares shuffles, and in two sums, which need not wait for each other. */
+        const vd top = f_widen_lo(m);
+        ACC b = NAME(acc_zero)();
+#define GAPS(o) d_sub(top, d_from_float(x + (o)))
+        for (; c >= 2 * W; c -= 2 * W, x += 2 * W, w += 2 * W) {
+            a.a = d_fma(d_from_float(w), GAPS(0), a.a);
+            a.b = d_fma(d_from_float(w + d_W), GAPS(d_W), a.b);
+            b.a = d_fma(d_from_float(w + W), GAPS(W), b.a);
+            b.b = d_fma(d_from_float(w + W + d_W), GAPS(W + d_W), b.b);
+        }
+#undef GAPS
+        NAME(acc_merge)(&a, b);
+    }
+#endif
     if (w)
-        EVERYWHERE({
-            VEC q = CLASS_AT(w, 0);
-            NAME(acc_product)(&a, q, V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0))));
-        });
+        EVERYWHERE(WEIGHTED);
     else
         EVERYWHERE(NAME(acc_any)(&a, V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m))));
+#undef WEIGHTED
     s[0] = NAME(acc_done)(a, 0);
     s[1] = s[0];
 }
@@ -832,11 +851,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     for (int r = 0; r < ROOM; r++)
         wy[r] = v[r] = up[r] = 1;
     double weights = (double)t->c, weights_lo = 0; /* their sum, the same for every row */
+    int weighty = 1;                               /* none of them is 0 */
     if (spread != 0 && w) {
         PASS p = PASS_OF(.t = t, .c = t->c, .x = w);
         ACC sum, same;
         NAME(plain_sums_all)(&p, &sum, &same, 0);
         NAME(sum_one)(sum, &weights, &weights_lo);
+        for (ptrdiff_t j = 0; j < t->c; j++)
+            weighty &= w[j] != 0;
     }
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
@@ -866,7 +888,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             SUMS a, same;
             double low[ROOM];
             FOR_PASSES(r, g) {
-                PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .w = w);
+                PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .flag = weighty);
                 p.m = LANES(G.m, r);
                 NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &same.of[SLOT(r)], cols);
             }
