@@ -26,7 +26,12 @@ cdef extern from "fs.h":
         pass
     ctypedef struct fs_option:
         double factor
-        int poison
+        double softcap
+        double slope
+    ctypedef struct fs_smoothing:
+        double smoothing
+        int indexed
+        int64_t ignore
 
 cdef extern from *:
     const char *COMPILER "__VERSION__"
@@ -58,7 +63,11 @@ cdef extern from "engine.h":
         int options
         fs_option option
         fs_operand mask
-        int gradient
+        int poison
+        int cleared
+        fs_smoothing smoothing
+        int derived[8]
+        double chain[8]
         int summed
         double *sum
     ctypedef struct fs_sizes:
@@ -258,9 +267,9 @@ cdef class Kernel:
             return None
         return results
 
-    def __call__(self, ins, outs, params, int threads, where=None, double factor=1.0, bint poison=False, int gradient=-1):
-        """Compute.  With ``where`` or a factor, the first input holds logits: they are multiplied by the factor, and classes
-        where ``where`` is False are excluded; so is the gradient, which is the output of that number."""
+    def __call__(self, ins, outs, params, int threads, where=None, double factor=1.0, double softcap=0.0, bint poison=False,
+                 dict chain=None, int cleared=-1, double smoothing=0.0, ignore=None):
+        """Compute, with the options on logits that the head of ``_backends.py`` describes."""
         cdef fs_call call
         cdef double constants[FS_MAX_OPERANDS]
         cdef float constants32[FS_MAX_OPERANDS]
@@ -274,10 +283,22 @@ cdef class Kernel:
         call.itemsize = self.itemsize
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
         call.summed = -1
-        call.options = where is not None or factor != 1
-        call.option.factor = factor
-        call.option.poison = poison
-        call.gradient = self.inputs + gradient if gradient >= 0 else -1
+        call.options = where is not None or factor != 1 or softcap != 0
+        call.option.factor = factor / softcap if softcap != 0 else factor
+        call.option.softcap = softcap
+        call.option.slope = factor
+        call.poison = poison
+        call.cleared = cleared
+        call.smoothing.smoothing = smoothing
+        call.smoothing.indexed = ignore is not None
+        call.smoothing.ignore = 0 if ignore is None else ignore
+        for o in range(call.operands):
+            call.derived[o] = 0
+        if chain is not None:
+            for number, power in chain.items():
+                o = self.inputs + <int>number
+                call.derived[o] = 1
+                call.chain[o] = power
         for o in range(call.operands + 1):
             if o == call.operands:
                 operand = where
@@ -287,7 +308,7 @@ cdef class Kernel:
             else:
                 operand = ins[o] if o < self.inputs else outs[o - self.inputs]
                 x = &call.operand[o]
-                x.kind = <fs_kind>self.kinds[o]
+                x.kind = FS_LABEL if o == 1 and call.smoothing.indexed else <fs_kind>self.kinds[o]
                 x.output = o >= self.inputs
             x.s1 = x.s2 = x.sc = 0
             x.data = NULL

@@ -23,11 +23,15 @@ typedef struct {
     ptrdiff_t n1, n2, c;
     ptrdiff_t itemsize; /* of what the kernel computes in: 4 or 8 */
     double params[FS_MAX_PARAMS];
-    /* Options on the logits, which are operand 0, and on their gradient, if there is one. */
+    /* Options on the logits, which are operand 0, and on what goes with them. */
     int options;        /* whether there are any */
     fs_option option;
     fs_operand mask;    /* bytes, 0 where a class is excluded; data is NULL if there is none */
-    int gradient;       /* the operand that holds the gradient, or -1 */
+    int poison;         /* whether rows whose included logits are all -inf become NaN */
+    int cleared;        /* an input that is made 0 where a class is excluded, or -1 */
+    fs_smoothing smoothing; /* of operand 1, with a mask */
+    int derived[FS_MAX_OPERANDS];  /* outputs that are derivatives by the logits */
+    double chain[FS_MAX_OPERANDS]; /* what they are multiplied by, before they are cleared likewise */
     int summed;         /* the output that has one number a row of which only the sum is wanted, or -1 */
     double *sum;        /* and where to: it does not depend on the number of threads */
 } fs_call;
@@ -37,7 +41,7 @@ typedef struct {
     ptrdiff_t worth_a_thread; /* elements that keep a thread busy for longer than it takes to start it */
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */
     ptrdiff_t tile_bytes;     /* of a tile whose rows are transposed */
-    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted or masked */
+    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; a quarter if they have options */
     ptrdiff_t stream_bytes;   /* of an operand, from which what is staged is written past the caches */
 } fs_sizes;
 extern fs_sizes fs_tuned;

@@ -60,15 +60,35 @@ typedef void fs_load_fn(char *tile, ptrdiff_t step, const char *from, ptrdiff_t 
 typedef void fs_store_fn(char *to, ptrdiff_t s2, ptrdiff_t sc, const char *tile, ptrdiff_t step, ptrdiff_t rows,
                          ptrdiff_t c, int stream);
 
-/* What happens to logits between their load and the kernel, and to their gradient after it.  Where the tile `mask` holds 0 a
- * class is excluded; NULL excludes none. */
+/* Rows of c classes that options change: in `tile`, whose rows are `step` bytes apart, those of `from` for a beginning. */
 typedef struct {
-    double factor; /* multiplies the logits */
-    int poison;    /* whether a row whose included logits are all -inf becomes NaN; one without included classes does not */
+    char *tile;
+    const char *from;
+    const char *mask; /* bytes, 0 where a class is excluded; NULL excludes none */
+    char *slope;      /* derivatives of the changed logits by the logits; NULL if they are all the same */
+    ptrdiff_t step, from_step, mask_step, slope_step;
+    ptrdiff_t rows, c;
+} fs_part;
+
+/* What happens to logits before the kernel sees them. */
+typedef struct {
+    double factor;    /* multiplies the logits; if there is a cap, divided by it */
+    double softcap;   /* if not 0, z becomes softcap tanh(z / softcap) */
+    double slope;     /* and the slope at 0 */
 } fs_option;
-typedef void fs_prepare_fn(char *tile, const char *mask, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t c, const fs_option *);
-typedef void fs_finish_fn(char *tile, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, ptrdiff_t rows, ptrdiff_t c,
-                          const fs_option *);
+typedef void fs_admit_fn(const fs_part *, const fs_option *);
+/* Rows of admitted logits that are all -inf where they are included become NaN; one without included classes does not. */
+typedef void fs_poison_fn(const fs_part *);
+/* What a kernel leaves in `tile`, times a factor and the slopes, 0 where it is 0; and 0 where a class is excluded. */
+typedef void fs_finish_fn(const fs_part *, double factor);
+/* Targets of which the part `smoothing` is spread evenly over the included classes: of rows in `from`, or of class indices,
+ * where a row whose label is `ignore` becomes 0, and so do its `logits`, which lie like the tile. */
+typedef struct {
+    double smoothing;
+    int indexed;
+    int64_t ignore;
+} fs_smoothing;
+typedef void fs_smooth_fn(const fs_part *, const fs_smoothing *, char *logits);
 
 /* Count the labels that are `ignore`; *bad is set to 1 if another one is not in [0, classes). */
 typedef ptrdiff_t fs_labels_fn(const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore, int *bad);
@@ -77,8 +97,10 @@ typedef ptrdiff_t fs_labels_fn(const int64_t *labels, ptrdiff_t n, int64_t class
 typedef struct {
     fs_load_fn *load[FS_TYPES];
     fs_store_fn *store[FS_TYPES];
-    fs_prepare_fn *prepare;
+    fs_admit_fn *admit;
+    fs_poison_fn *poison;
     fs_finish_fn *finish;
+    fs_smooth_fn *smooth;
     fs_labels_fn *labels;
 } fs_staging;
 

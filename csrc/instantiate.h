@@ -45,14 +45,18 @@ static ptrdiff_t count_labels(const int64_t *labels, ptrdiff_t n, int64_t classe
 const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};
 
 const fs_staging FS_STAGING[2] = {
-    {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32, [FS_BOOL] = load_bool_f32},
+    {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32},
      .store = {[FS_F32] = store_own_f32, [FS_F16] = store_half_f32, [FS_BF16] = store_brain_f32},
-     .prepare = prepare_f32,
+     .admit = admit_f32,
+     .poison = poison_f32,
      .finish = finish_f32,
+     .smooth = smooth_f32,
      .labels = count_labels},
-    {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_BOOL] = load_bool_f64},
-     .store = {[FS_F64] = store_own_f64, [FS_F32] = store_float_f64},
-     .prepare = prepare_f64,
+    {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_F16] = load_half_f64, [FS_BF16] = load_brain_f64},
+     .store = {[FS_F64] = store_own_f64, [FS_F32] = store_float_f64, [FS_F16] = store_half_f64, [FS_BF16] = store_brain_f64},
+     .admit = admit_f64,
+     .poison = poison_f64,
      .finish = finish_f64,
+     .smooth = smooth_f64,
      .labels = count_labels},
 };

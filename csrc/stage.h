@@ -161,7 +161,6 @@ FS_INLINE void NAME(transpose)(const VEC *v, VEC *u)
 
 DEFINE_LOAD(own, REAL, V(load))
 DEFINE_STORE(own, REAL, V(store), V(stream))
-DEFINE_LOAD(bool, uint8_t, V(from_bool))
 #if FS_FLOAT
 DEFINE_LOAD(half, uint16_t, f_from_half)
 DEFINE_STORE(half, uint16_t, f_to_half, f_stream_half)
@@ -170,59 +169,141 @@ DEFINE_STORE(brain, uint16_t, f_to_brain, f_stream_brain)
 #else
 DEFINE_LOAD(float, float, d_from_float)
 DEFINE_STORE(float, float, d_to_float, d_stream_float)
+DEFINE_LOAD(half, uint16_t, d_from_half)
+DEFINE_STORE(half, uint16_t, d_to_half, d_stream_half)
+DEFINE_LOAD(brain, uint16_t, d_from_brain)
+DEFINE_STORE(brain, uint16_t, d_to_brain, d_stream_brain)
 #endif
 #undef DEFINE_LOAD
 #undef DEFINE_STORE
 
-static void NAME(prepare)(char *tile, const char *mask, ptrdiff_t step, ptrdiff_t rows, ptrdiff_t c,
-                          const fs_option *option)
+/* --- options on logits -------------------------------------------------------------------------------------------------- */
+
+/* Rows without a gap are one row. */
+FS_INLINE fs_part NAME(joined)(const fs_part *part)
 {
-    const VEC low = V(set1)(-(REAL)INFINITY), zero = V(set1)(0), factor = V(set1)((REAL)option->factor);
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        REAL *x = (REAL *)(tile + r * step);
-        const REAL *included = mask ? (const REAL *)(mask + r * step) : NULL;
-        if (option->factor != 1)
-            for (ptrdiff_t k = 0; k < c; k += W) {
-                ptrdiff_t n = c - k < W ? c - k : W;
-                V(store_head)(x + k, n, V(mul)(V(load_head)(x + k, n, zero), factor));
-            }
-        if (!mask)
-            continue;
-        VEC most = low; /* NaNs may be dropped: a row that seems lost is looked at again */
-        ptrdiff_t k = 0;
-        for (; k + W <= c; k += W) {
-            VEC v = V(select)(V(eq)(V(load)(included + k), zero), low, V(load)(x + k));
-            most = V(max)(v, most);
-            V(store)(x + k, v);
-        }
-        if (k < c) {
-            VEC v = V(select)(V(eq)(V(load_head)(included + k, c - k, zero), zero), low, V(load_head)(x + k, c - k, zero));
-            most = V(max)(v, most);
-            V(store_head)(x + k, c - k, v);
-        }
-        if (option->poison && V(bits)(V(lt)(low, most)) == 0) {
-            int any = 0, lost = 1;
-            for (k = 0; k < c; k++) {
-                any |= included[k] != 0;
-                lost &= x[k] == -(REAL)INFINITY;
-            }
-            for (k = 0; any && lost && k < c; k++)
-                x[k] = included[k] != 0 ? (REAL)NAN : x[k];
+    fs_part p = *part;
+    const ptrdiff_t bytes = p.c * (ptrdiff_t)sizeof(REAL);
+    if (p.step == bytes && (!p.from || p.from_step == bytes) && (!p.mask || p.mask_step == p.c) &&
+        (!p.slope || p.slope_step == bytes)) {
+        p.c *= p.rows;
+        p.rows = 1;
+    }
+    return p;
+}
+
+/* Run `...` at every vector of the rows of p, from k on, n elements of it; `whole` if these are all. */
+#define EACH_PART(...)                                                                                                \
+    for (ptrdiff_t r = 0; r < p.rows; r++) {                                                                          \
+        REAL *y = (REAL *)(p.tile + r * p.step);                                                                      \
+        const REAL *x = p.from ? (const REAL *)(p.from + r * p.from_step) : NULL;                                     \
+        const uint8_t *included = p.mask ? (const uint8_t *)p.mask + r * p.mask_step : NULL;                          \
+        REAL *slope = p.slope ? (REAL *)(p.slope + r * p.slope_step) : NULL;                                          \
+        (void)x, (void)included, (void)slope;                                                                         \
+        ptrdiff_t k = 0;                                                                                              \
+        for (; k + W <= p.c; k += W) {                                                                                \
+            enum { n = W, whole = 1 };                                                                                \
+            if (p.from)                                                                                               \
+                __builtin_prefetch((const char *)(x + k) + AHEAD);                                                    \
+            __VA_ARGS__;                                                                                              \
+        }                                                                                                             \
+        if (k < p.c) {                                                                                                \
+            enum { whole = 0 };                                                                                       \
+            const ptrdiff_t n = p.c - k;                                                                              \
+            __VA_ARGS__;                                                                                              \
+        }                                                                                                             \
+    }
+#define GET(from) (whole ? V(load)((from) + k) : V(load_head)((from) + k, n, V(set1)(0)))
+#define PUT(to, v) (whole ? V(store)((to) + k, v) : V(store_head)((to) + k, n, v))
+#define INCLUDED (whole ? V(truth)(included + k) : V(truth_head)(included + k, n))
+
+static void NAME(admit)(const fs_part *part, const fs_option *option)
+{
+    const fs_part p = NAME(joined)(part);
+    const VEC low = V(set1)(-(REAL)INFINITY), factor = V(set1)((REAL)option->factor);
+#if !FS_FLOAT
+    if (option->softcap != 0) {
+        const vd cap = d_set1(option->softcap), steepness = d_set1(option->slope);
+        EACH_PART({
+            vd e, v = d_mul(cap, d_tanh(d_mul(GET(x), factor), &e));
+            if (p.slope)
+                PUT(slope, d_mul(steepness, e));
+            PUT(y, p.mask ? d_select(INCLUDED, v, low) : v);
+        })
+        return;
+    }
+#endif
+    if (p.mask)
+        EACH_PART(PUT(y, V(select)(INCLUDED, V(mul)(GET(x), factor), low)))
+    else
+        EACH_PART(PUT(y, V(mul)(GET(x), factor)))
+}
+
+static void NAME(poison)(const fs_part *p)
+{
+    const VEC low = V(set1)(-(REAL)INFINITY);
+    for (ptrdiff_t r = 0; r < p->rows; r++) {
+        REAL *y = (REAL *)(p->tile + r * p->step);
+        const uint8_t *included = (const uint8_t *)p->mask + r * p->mask_step;
+        ptrdiff_t k = 0; /* hardly ever beyond the first vector */
+        while (k < p->c && V(bits)(V(eq)(V(load_head)(y + k, p->c - k < W ? p->c - k : W, low), low)) == (1u << W) - 1)
+            k += W;
+        for (ptrdiff_t j = 0; k >= p->c && j < p->c; j++)
+            if (included[j])
+                y[j] = (REAL)NAN;
+    }
+}
+
+static void NAME(finish)(const fs_part *part, double by)
+{
+    const fs_part p = NAME(joined)(part);
+    const VEC zero = V(set1)(0), factor = V(set1)((REAL)by);
+    if (p.slope || by != 1)
+        EACH_PART({
+            VEC v = GET(y), f = p.slope ? GET(slope) : factor;
+            v = V(select)(V(eq)(v, zero), v, V(mul)(v, f));
+            PUT(y, p.mask ? V(select)(INCLUDED, v, zero) : v);
+        })
+    else if (p.mask)
+        EACH_PART({
+            if (whole)
+                V(store_unless)(INCLUDED, y + k, zero);
+            else
+                PUT(y, V(select)(INCLUDED, GET(y), zero));
+        })
+}
+
+static void NAME(smooth)(const fs_part *part, const fs_smoothing *s, char *logits)
+{
+    const VEC zero = V(set1)(0), keep = V(set1)((REAL)(1 - s->smoothing));
+    for (ptrdiff_t r = 0; r < part->rows; r++) {
+        fs_part p = *part;
+        p.tile += r * p.step;
+        p.mask += r * p.mask_step;
+        p.from += r * p.from_step;
+        p.rows = 1;
+        const int64_t label = s->indexed ? *(const int64_t *)p.from : 0;
+        const int ignored = s->indexed && label == s->ignore;
+        ptrdiff_t count = 0;
+        for (ptrdiff_t j = 0; j < p.c; j++)
+            count += p.mask[j] != 0;
+        const double share = ignored ? 0 : s->smoothing / (double)(count ? count : 1);
+        const VEC even = V(set1)((REAL)share);
+        if (s->indexed) {
+            REAL *q = (REAL *)p.tile;
+            p.from = NULL;
+            EACH_PART(PUT(y, V(select)(INCLUDED, even, zero)))
+            if (ignored)
+                memset(logits + r * p.step, 0, (size_t)p.c * sizeof(REAL));
+            else
+                q[label] = (REAL)((REAL)(1 - s->smoothing) + (p.mask[label] ? share : 0));
+        } else {
+            EACH_PART(PUT(y, V(fma)(GET(x), keep, V(select)(INCLUDED, even, zero))))
         }
     }
 }
 
-static void NAME(finish)(char *tile, ptrdiff_t step, const char *mask, ptrdiff_t mask_step, ptrdiff_t rows, ptrdiff_t c,
-                         const fs_option *option)
-{
-    const VEC zero = V(set1)(0), one = V(set1)(1), factor = V(set1)((REAL)option->factor);
-    for (ptrdiff_t r = 0; r < rows; r++) {
-        REAL *y = (REAL *)(tile + r * step);
-        const REAL *included = mask ? (const REAL *)(mask + r * mask_step) : NULL;
-        for (ptrdiff_t k = 0; k < c; k += W) {
-            ptrdiff_t n = c - k < W ? c - k : W;
-            VEC v = V(load_head)(y + k, n, zero), m = mask ? V(load_head)(included + k, n, zero) : one;
-            V(store_head)(y + k, n, V(select)(V(eq)(m, zero), zero, option->factor != 1 ? V(select)(V(eq)(v, zero), v, V(mul)(v, factor)) : v));
-        }
-    }
-}
+#undef EACH_PART
+#undef GET
+#undef PUT
+#undef INCLUDED

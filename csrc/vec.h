@@ -14,7 +14,9 @@
  *   from_float to_float               (d_ only) W floats in memory as doubles
  *   stream stream_half ...            store, to_half ... past the caches, to addresses that are multiples of the size stored;
  *                                     FS_STREAMED() orders them before what other threads do next
- *   from_bool                         W bytes in memory as 0 and 1
+ *   from_half to_half ...             (d_ only) the same as doubles, which are rounded once
+ *   truth truth_head                  the mask of those of W bytes in memory that are not 0; the first n only, the rest are 0
+ *   store_unless                      store where the mask is not
  *   exponent                          floor(log2 a) of a positive normal number
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
  *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)

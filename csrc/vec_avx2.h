@@ -1,5 +1,6 @@
 /* The vector vocabulary on AVX2 and FMA: 8 floats or 4 doubles.  See vec.h for what each word means. */
 #include <immintrin.h>
+#include <string.h>
 
 #define FS_FUSED 1
 #define f_W 8
@@ -39,6 +40,10 @@ FS_INLINE __m256i d_head(ptrdiff_t n)
     FS_INLINE V P##not_less(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_NLT_UQ); }                                  \
     FS_INLINE V P##lt(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_LT_OQ); }                                         \
     FS_INLINE V P##eq(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_EQ_OQ); }                                         \
+    FS_INLINE void P##store_unless(V m, T *p, V v)                                                                   \
+    {                                                                                                                 \
+        _mm256_storeu_##S(p, _mm256_blendv_##S(v, _mm256_loadu_##S(p), m));                                           \
+    }                                                                                                                 \
     FS_INLINE V P##select(V m, V a, V b) { return _mm256_blendv_##S(b, a, m); }                                      \
     FS_INLINE unsigned P##bits(V m) { return (unsigned)_mm256_movemask_##S(m); }                                     \
     FS_INLINE V P##abs(V a) { return _mm256_andnot_##S(_mm256_set1_##S((T)-0.0), a); }
@@ -228,13 +233,57 @@ FS_INLINE __m128i f_brain(vf v)
     __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
     return _mm256_castsi256_si128(packed);
 }
-FS_INLINE vf f_from_bool(const uint8_t *p)
+FS_INLINE __m256i f_bytes(const uint8_t *p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+FS_INLINE __m256i d_bytes(const uint8_t *p)
 {
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    int four;
+    memcpy(&four, p, sizeof four);
+    return _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+}
+FS_INLINE vf f_truth(const uint8_t *p) { return f_as_mask(_mm256_cmpgt_epi32(f_bytes(p), _mm256_setzero_si256())); }
+FS_INLINE vd d_truth(const uint8_t *p) { return d_as_mask(_mm256_cmpgt_epi64(d_bytes(p), _mm256_setzero_si256())); }
+FS_INLINE vf f_truth_head(const uint8_t *p, ptrdiff_t n)
+{
+    uint8_t raw[f_W] = {0};
+    for (ptrdiff_t j = 0; j < n; j++)
+        raw[j] = p[j];
+    return f_truth(raw);
+}
+FS_INLINE vd d_truth_head(const uint8_t *p, ptrdiff_t n)
+{
+    uint8_t raw[d_W] = {0};
+    for (ptrdiff_t j = 0; j < n; j++)
+        raw[j] = p[j];
+    return d_truth(raw);
 }
 FS_INLINE vd d_from_float(const float *p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 FS_INLINE void d_to_float(float *p, vd v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
-FS_INLINE vd d_from_bool(const uint8_t *p) { return _mm256_setr_pd(p[0], p[1], p[2], p[3]); }
+FS_INLINE vd d_from_half(const uint16_t *p) { return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p))); }
+FS_INLINE vd d_from_brain(const uint16_t *p)
+{
+    __m128i u = _mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(u, 16)));
+}
+/* As floats, rounded to odd: towards 0, and the last bit set if that lost anything.  To be rounded once more, without harm. */
+FS_INLINE __m128 d_odd(vd v)
+{
+    __m128 f = _mm256_cvtpd_ps(v);
+    __m256d back = _mm256_cvtps_pd(f);
+    __m256i lost = _mm256_castpd_si256(_mm256_cmp_pd(back, v, _CMP_NEQ_OQ));
+    __m256i above = _mm256_castpd_si256(_mm256_cmp_pd(d_abs(v), d_abs(back), _CMP_LT_OQ));
+    const __m256i even = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    __m128i odd = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(lost, even));
+    __m128i down = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(above, even));
+    __m128i u = _mm_add_epi32(_mm_castps_si128(f), down);
+    return _mm_castsi128_ps(_mm_or_si128(u, _mm_srli_epi32(odd, 31)));
+}
+FS_INLINE void d_to_half(uint16_t *p, vd v)
+{
+    _mm_storel_epi64((__m128i *)p, _mm_cvtps_ph(d_odd(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+FS_INLINE void d_to_brain(uint16_t *p, vd v) { _mm_storel_epi64((__m128i *)p, f_brain(_mm256_castps128_ps256(d_odd(v)))); }
+#define d_stream_half d_to_half
+#define d_stream_brain d_to_brain
 FS_INLINE void f_stream(float *p, vf v) { _mm256_stream_ps(p, v); }
 FS_INLINE void d_stream(double *p, vd v) { _mm256_stream_pd(p, v); }
 FS_INLINE void f_to_half(uint16_t *p, vf v) { _mm_storeu_si128((__m128i *)p, f_half(v)); }

@@ -31,6 +31,12 @@ typedef __mmask8 md;
     FS_INLINE M P##not_less(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_NLT_UQ); }                           \
     FS_INLINE M P##lt(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_LT_OQ); }                                  \
     FS_INLINE M P##eq(V a, V b) { return _mm512_cmp_##S##_mask(a, b, _CMP_EQ_OQ); }                                  \
+    FS_INLINE void P##store_unless(M m, T *p, V v) { _mm512_mask_storeu_##S(p, (M)~m, v); }                          \
+    FS_INLINE M P##truth_head(const uint8_t *p, ptrdiff_t n)                                                         \
+    {                                                                                                                 \
+        __m128i v = _mm_maskz_loadu_epi8((__mmask16)((1u << n) - 1u), p);                                             \
+        return (M)_mm_test_epi8_mask(v, v);                                                                           \
+    }                                                                                                                 \
     FS_INLINE V P##select(M m, V a, V b) { return _mm512_mask_blend_##S(m, b, a); }                                  \
     FS_INLINE unsigned P##bits(M m) { return m; }                                                                    \
     FS_INLINE V P##abs(V a) { return _mm512_abs_##S(a); }
@@ -240,15 +246,42 @@ FS_INLINE __m256i f_brain(vf v)
     rounded = _mm512_mask_or_epi32(rounded, nan, h, _mm512_set1_epi32(0x40));
     return _mm512_cvtepi32_epi16(rounded);
 }
-FS_INLINE vf f_from_bool(const uint8_t *p)
+FS_INLINE mf f_truth(const uint8_t *p)
 {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+    __m128i v = _mm_loadu_si128((const __m128i *)p);
+    return _mm_test_epi8_mask(v, v);
+}
+FS_INLINE md d_truth(const uint8_t *p)
+{
+    __m128i v = _mm_loadl_epi64((const __m128i *)p);
+    return (md)_mm_test_epi8_mask(v, v);
 }
 FS_INLINE vd d_from_float(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 FS_INLINE void d_to_float(float *p, vd v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
-FS_INLINE vd d_from_bool(const uint8_t *p)
+FS_INLINE vd d_from_half(const uint16_t *p)
 {
-    return _mm512_cvtepi32_pd(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+    return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
+}
+FS_INLINE vd d_from_brain(const uint16_t *p)
+{
+    __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)));
+}
+/* As floats, rounded to odd: towards 0, and the last bit set if that lost anything.  To be rounded once more, without harm. */
+FS_INLINE __m256i d_odd(vd v)
+{
+    __m256 f = _mm512_cvt_roundpd_ps(v, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC);
+    __mmask8 lost = _mm512_cmp_pd_mask(_mm512_cvtps_pd(f), v, _CMP_NEQ_OQ);
+    __m256i u = _mm256_castps_si256(f);
+    return _mm256_mask_or_epi32(u, lost, u, _mm256_set1_epi32(1));
+}
+FS_INLINE __m128i d_half(vd v)
+{
+    return _mm256_cvtps_ph(_mm256_castsi256_ps(d_odd(v)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+FS_INLINE __m128i d_brain(vd v)
+{
+    return _mm256_castsi256_si128(f_brain(_mm512_castps256_ps512(_mm256_castsi256_ps(d_odd(v)))));
 }
 FS_INLINE void f_stream(float *p, vf v) { _mm512_stream_ps(p, v); }
 FS_INLINE void d_stream(double *p, vd v) { _mm512_stream_pd(p, v); }
@@ -257,4 +290,8 @@ FS_INLINE void f_stream_half(uint16_t *p, vf v) { _mm256_stream_si256((__m256i *
 FS_INLINE void f_to_brain(uint16_t *p, vf v) { _mm256_storeu_si256((__m256i *)p, f_brain(v)); }
 FS_INLINE void f_stream_brain(uint16_t *p, vf v) { _mm256_stream_si256((__m256i *)p, f_brain(v)); }
 FS_INLINE void d_stream_float(float *p, vd v) { _mm256_stream_ps(p, _mm512_cvtpd_ps(v)); }
+FS_INLINE void d_to_half(uint16_t *p, vd v) { _mm_storeu_si128((__m128i *)p, d_half(v)); }
+FS_INLINE void d_stream_half(uint16_t *p, vd v) { _mm_stream_si128((__m128i *)p, d_half(v)); }
+FS_INLINE void d_to_brain(uint16_t *p, vd v) { _mm_storeu_si128((__m128i *)p, d_brain(v)); }
+FS_INLINE void d_stream_brain(uint16_t *p, vd v) { _mm_stream_si128((__m128i *)p, d_brain(v)); }
 #define FS_STREAMED() _mm_sfence()

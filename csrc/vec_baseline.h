@@ -42,6 +42,15 @@ typedef int64_t md __attribute__((vector_size(16)));
     FS_INLINE M P##lt(V a, V b) { return (M)(a < b); }                                                               \
     FS_INLINE M P##eq(V a, V b) { return (M)(a == b); }                                                              \
     FS_INLINE V P##select(M m, V a, V b) { return (V)(((M)a & m) | ((M)b & ~m)); }                                   \
+    FS_INLINE void P##store_unless(M m, T *p, V v) { P##store(p, P##select(m, P##load(p), v)); }                     \
+    FS_INLINE M P##truth_head(const uint8_t *p, ptrdiff_t n)                                                         \
+    {                                                                                                                 \
+        M m = {0};                                                                                                    \
+        for (ptrdiff_t j = 0; j < n; j++)                                                                             \
+            m[j] = -(p[j] != 0);                                                                                      \
+        return m;                                                                                                     \
+    }                                                                                                                 \
+    FS_INLINE M P##truth(const uint8_t *p) { return P##truth_head(p, N); }                                           \
     FS_INLINE V P##max(V a, V b) { return P##select(P##lt(b, a), a, b); }                                            \
     FS_INLINE V P##bounded(V a, V low) { return P##max(low, a); }                                                    \
     FS_INLINE M P##not_less(V a, V b) { return ~P##lt(a, b); }                                                       \
@@ -189,14 +198,42 @@ FS_INLINE void f_to_brain(uint16_t *p, vf v)
     for (int j = 0; j < 4; j++)
         p[j] = (uint16_t)h[j];
 }
-FS_INLINE vf f_from_bool(const uint8_t *p) { return (vf){p[0], p[1], p[2], p[3]}; }
 FS_INLINE vd d_from_float(const float *p) { return (vd){p[0], p[1]}; }
 FS_INLINE void d_to_float(float *p, vd v)
 {
     p[0] = (float)v[0];
     p[1] = (float)v[1];
 }
-FS_INLINE vd d_from_bool(const uint8_t *p) { return (vd){p[0], p[1]}; }
+FS_INLINE vd d_from_half(const uint16_t *p) { return f_widen_lo(f_from_half((const uint16_t[4]){p[0], p[1]})); }
+FS_INLINE vd d_from_brain(const uint16_t *p) { return f_widen_lo(f_from_brain((const uint16_t[4]){p[0], p[1]})); }
+/* As floats, rounded to odd: towards 0, and the last bit set if that lost anything.  To be rounded once more, without harm. */
+FS_INLINE vf d_odd(vd v)
+{
+    vf odd = {0};
+    for (int j = 0; j < 2; j++) {
+        float f = (float)v[j];
+        double back = f;
+        uint32_t u;
+        memcpy(&u, &f, sizeof u);
+        u -= (v[j] < 0 ? -v[j] : v[j]) < (back < 0 ? -back : back);
+        u |= back < v[j] || v[j] < back;
+        memcpy(&f, &u, sizeof f);
+        odd[j] = f;
+    }
+    return odd;
+}
+FS_INLINE void d_to_half(uint16_t *p, vd v)
+{
+    uint16_t four[4];
+    f_to_half(four, d_odd(v));
+    memcpy(p, four, 4);
+}
+FS_INLINE void d_to_brain(uint16_t *p, vd v)
+{
+    uint16_t four[4];
+    f_to_brain(four, d_odd(v));
+    memcpy(p, four, 4);
+}
 
 /* No stores past the caches in the portable vocabulary. */
 #define f_stream f_store
@@ -204,4 +241,6 @@ FS_INLINE vd d_from_bool(const uint8_t *p) { return (vd){p[0], p[1]}; }
 #define f_stream_half f_to_half
 #define f_stream_brain f_to_brain
 #define d_stream_float d_to_float
+#define d_stream_half d_to_half
+#define d_stream_brain d_to_brain
 #define FS_STREAMED() ((void)0)

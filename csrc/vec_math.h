@@ -54,6 +54,34 @@ FS_INLINE vf f_log1p_quotient(vf f)
     return f_fma(f4, e, f_fma(f2, b, a));
 }
 
+/* tanh(u), and its slope 1 - tanh(u)^2.  With e = exp(-2 |u|) = 1 + P they are -P / (2 + P) and 4 e / (1 + e)^2, in which
+ * nothing cancels: for small u P is the exponential's own polynomial. */
+FS_INLINE vd d_tanh(vd u, vd *slope)
+{
+    const vd zero = d_set1(0), one = d_set1(1), two = d_set1(2), floor = d_set1(-746);
+    vd t = d_mul(d_set1(-2), d_abs(u));
+    md alive = d_not_less(t, floor);
+    t = d_max(floor, t);
+    vd n = d_rint_of_product(t, d_set1(LOG2E_F64));
+#if FS_FUSED
+    vd r = d_fnma(n, d_set1(LN2_LO_F64_FMA), d_fnma(n, d_set1(LN2_HI_F64_FMA), t));
+#else
+    vd r = d_fnma(n, d_set1(LN2_LO_F64_NOFMA), d_fnma(n, d_set1(LN2_HI_F64_NOFMA), t));
+#endif
+    vd r2 = d_mul(r, r), p = d_fma(r2, d_exp_quotient(r, r2), r);
+    vd e = d_scale2_if(alive, d_add(one, p), n);
+    vd power = d_scale2(one, d_max(d_set1(-60), n)); /* below it 1 - e is 1 */
+    p = d_fma(power, p, d_sub(power, one));
+    vd sum = d_add(two, p), lost = d_sub(p, d_sub(sum, two)), inverse = d_div(one, sum), y = d_mul(p, inverse);
+#if FS_FUSED
+    y = d_fma(d_fnma(y, lost, d_fnma(y, sum, p)), inverse, y);
+#else
+    y = d_sub(d_div(p, sum), d_mul(d_mul(y, lost), inverse));
+#endif
+    *slope = d_mul(d_mul(d_set1(4), e), d_mul(inverse, inverse));
+    return d_select(d_lt(u, zero), y, d_sub(zero, y));
+}
+
 enum { LOG, LOG1P, LOG1P_OF_FLOATS };
 
 /* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of

@@ -10,10 +10,14 @@ A backend is a module of this package with the same seven doors:
     For each computing dtype, the names of the other dtypes in which its kernels read and write ROW and ONE operands as
     they are, each operand in its own; the plan converts the rest.  Each result is rounded once.
 ``masks``
-    Whether its kernels take the options of logits, ``kernel(..., where=, factor=, poison=, gradient=)``.  The first
-    input is multiplied by the factor; classes where ``where``, a bool per element, is False are excluded (-inf); with
-    ``poison`` a row whose included logits are all -inf is NaN.  The output of number ``gradient``, if not -1, is
-    multiplied by the factor, too, and cleared where a class is excluded.  If not, the plan does it.
+    Whether its kernels take the options of logits as keywords; if not, the plan does what they ask for.  The first
+    input z is multiplied by ``factor``; with ``softcap`` (in float64 only) it becomes ``softcap * tanh(z / softcap)``;
+    classes where ``where``, a bool per element, is False are excluded (-inf); with ``poison`` a row whose included
+    logits are all -inf is NaN.  The input of number ``cleared`` (if not -1) is made 0 where a class is excluded.  With
+    ``smoothing`` (and ``where``) that part of the second input is spread evenly over the included classes of each row;
+    if ``ignore`` is not None it holds class indices, and where they are ``ignore`` the row of targets is 0, and that of
+    logits, too.  Outputs whose numbers are in the dict ``chain`` are multiplied by its value (with a softcap by the
+    slope of what has become of z), where they are not 0, and cleared where a class is excluded.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
 ``quick(op, ins, outs, params)``

@@ -25,7 +25,7 @@ strided = True
 masks = True
 reads = {
     np.dtype(np.float32): frozenset(("float16", "bfloat16")),
-    np.dtype(np.float64): frozenset(("float32",)),
+    np.dtype(np.float64): frozenset(("float16", "bfloat16", "float32")),
 }
 
 # Elements below which the engine uses one thread whatever it is allowed (WORTH_A_THREAD in csrc/engine.c).

@@ -5,8 +5,8 @@ The way of an array is a straight line::
     call -> as_real -> Frame (axes) -> Output (out=, aliasing) -> execute -> kernel -> result
 
 A kernel sees operands of shape ``(n1, n2, c)``: two batch dimensions and the classes.  Most arrays collapse
-to that without a copy.  What does not (another dtype than the computing one, byte order, misalignment, a mask,
-a softcap, more than two irreducible batch dimensions, or any stride for a backend that wants contiguous rows)
+to that without a copy.  What does not (byte order, misalignment, more than two irreducible batch dimensions; another
+dtype than the computing one, a mask, a softcap or any stride for a backend that does not know of such things)
 is *staged*: loaded block by block into a contiguous tile, computed there, and stored back.
 """
 
@@ -286,6 +286,16 @@ class Staging:
         self.smoothing = smoothing  # of the targets, evenly over the included classes
         self.ignore = ignore  # if not None, the targets of a probability kernel are class indices
 
+    def options(self, op: Op, where: Array | None) -> dict[str, Any]:
+        """Return the same as a backend's keywords, for its view of the mask."""
+        cleared = next((k for k, (name, kind) in enumerate(op.ins) if (name, kind) == ("y", ROW)), -1)
+        slope = self.factor if self.softcap is None else 1.0
+        return {
+            "where": where, "factor": self.factor, "softcap": self.softcap or 0.0, "poison": self.poison,
+            "cleared": -1 if where is None else cleared, "smoothing": self.smoothing, "ignore": self.ignore,
+            "chain": {k: _power(slope, DERIVATIVES[n]) for k, (n, _) in enumerate(op.outs) if n in DERIVATIVES},
+        }  # fmt: skip
+
 
 def execute(
     op: Op,
@@ -343,23 +353,21 @@ def execute(
     values = tuple(params[p] for p in op.params)
     kernel = room.kernel(op.name, dtype)
     threads = _threads.get_num_threads()
-    # The backends' chain rule is that of a gradient, and their masks know of logits alone.
-    native = staging is None or (
-        room.masks and staging.softcap is None and not staging.smoothing and ("y", ROW) not in op.ins
-        and not any(name in DERIVATIVES and name != "dx" for name, _ in op.outs)
-    )  # fmt: skip
-    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(op.ins + results, views + targets)):
-        kinds, operands = op.ins + results, views + targets
+    # The losses compute what is capped in float64; a tanh in float32 is left to NumPy.
+    native = staging is None or (room.masks and (staging.softcap is None or dtype == F8))
+    kinds, operands = [*op.ins, *results], views + targets
+    if staging is not None and staging.ignore is not None:
+        kinds = [(name, LABEL if name == "t" else kind) for name, kind in kinds]
+    if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(kinds, operands)):
         if where is not None:
-            kinds, operands = (*kinds, ("where", ROW)), [*operands, frame.rows(where)]
+            kinds, operands = [*kinds, ("where", ROW)], [*operands, frame.rows(where)]
         shape = _collapsed_shape(frame, kinds, operands, room.strided)
         if shape is not None:
             operands = [_reshape(kind, a, *shape, frame.c) for (_, kind), a in zip(kinds, operands)]
             options: dict[str, Any] = {}
             if staging is not None:
-                gradient = next((k for k, (name, _) in enumerate(op.outs) if name == "dx"), -1)
                 mask = None if where is None else operands.pop()
-                options = {"where": mask, "factor": staging.factor, "poison": staging.poison, "gradient": gradient}
+                options = staging.options(op, mask)
             kernel(operands[: len(op.ins)], operands[len(op.ins) :], values, threads, **options)
             return
     with np.errstate(all="ignore"):
@@ -518,8 +526,7 @@ def _execute_staged(
             order = DERIVATIVES.get(name, 0)
             if order and slope is not None:
                 # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
-                factor = slope if order == 1 else slope * slope  # not **, which raises an error where floats overflow
-                np.multiply(tile, factor, out=tile, where=tile != 0)
+                np.multiply(tile, _power(slope, order), out=tile, where=tile != 0)
             if order and included is not None and kind != ONE:
                 np.putmask(tile, ~(included if kind == ROW else included[..., None, :] & included[..., None]), 0)
             part = a[index]
@@ -559,6 +566,11 @@ def _stage_logits(tile: Array, included: Array | None, staging: Staging) -> Arra
             tile[lost] = np.nan
         np.putmask(tile, ~included, -np.inf)
     return slope
+
+
+def _power(slope: Any, order: int) -> Any:
+    """Return the slope or its square; not by **, which raises an error where floats overflow."""
+    return slope if order == 1 else slope * slope
 
 
 def _smoothed(target: Array, included: Array, x: Array, staging: Staging) -> Array:
