@@ -66,8 +66,8 @@ cdef extern from "engine.h":
         int poison
         int cleared
         fs_smoothing smoothing
-        int derived[8]
-        double chain[8]
+        int derived[FS_MAX_OPERANDS]
+        double chain[FS_MAX_OPERANDS]
         int summed
         double *sum
     ctypedef struct fs_sizes:

@@ -12,12 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case
-from checks import assert_same_bits, compute, new_outs
+from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs
 from rooms import Room
 
 from fastsoftmax import _backends, _cython, num_threads
-from fastsoftmax._ops import LABEL, ONE, OPS, ROW, SQUARE, Op
-from fastsoftmax._plan import F4, F8, Frame, execute
+from fastsoftmax._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Op
+from fastsoftmax._plan import DERIVATIVES, F4, F8, Frame, execute
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 NARROW = [pytest.param(np.dtype(np.float16), id="float16"), pytest.param(BF16, id="bfloat16")]
@@ -207,3 +207,136 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, op: Op, dtype: np.dtype, scale: 
                             results.append(compute(op, dtype, some, params, outs, where=where))
                     for a, b in zip(*results, strict=True):
                         assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, mask {name}, {empty=}, {axis=}")
+
+
+def bendable(op: Op) -> bool:
+    return all(DERIVATIVES.get(name, 1) == 1 and name != "slope" for name, _ in op.outs)
+
+
+def every_other(a: Any) -> Any:
+    """Copy rows so that there is a gap after every class."""
+    return np.repeat(a, 2, -1)[:, ::2] if isinstance(a, np.ndarray) and a.ndim == 2 else a
+
+
+# Smoothing under a mask is done to targets; a softcap's second derivatives are the business of _second_order.py.
+OPTIONS = {
+    "mask": LOGITS,
+    "softcap": [op for op in LOGITS if bendable(op)],
+    "mask-softcap": [op for op in LOGITS if bendable(op)],
+    "smoothing": [op for op in LOGITS if op.name.startswith("cross_entropy_probs")],
+    "smoothing-labels": [op for op in LOGITS if op.name.startswith("cross_entropy_probs")],
+}
+
+
+@pytest.mark.parametrize("sizes", ["as tuned", "small"], indirect=True)
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize(
+    ("op", "options"), [pytest.param(op, o, id=f"{op.name}-{o}") for o, ops in OPTIONS.items() for op in ops]
+)
+def test_options_show_in_no_layout(op: Op, dtype: np.dtype, options: str) -> None:
+    """Options give each row the bits that it has alone, whatever the layout of the operands and the mask."""
+    shapes = ((9, 19),) if is_square(op) else ((40, 37), (70, 5), (2, 140_001))
+    for r, c in shapes:
+        ins, params = case(op, dtype, r, c)
+        rng = np.random.default_rng(c)
+        where = rng.random((r, c)) < 0.7
+        if r > 2:
+            where[1] = False
+            ins[0][2, where[2]] = -np.inf
+        given: dict[str, Any] = {"softcap": 2.5} if "softcap" in options else {}
+        if "smoothing" in options:
+            given["smoothing"] = 0.3
+        if "labels" in options:
+            ins[1] = rng.integers(c, size=r)
+            ins[1][r // 2] = given["ignore"] = -7
+        masked = "mask" in options or "smoothing" in options
+        with num_threads(1):
+            alone = [
+                compute(op, dtype, [a[i : i + 1] if isinstance(a, np.ndarray) and len(a) == r and kind != CLASS else a
+                                    for (_, kind), a in zip(op.ins, ins)],
+                        params, **given, **({"where": where[i : i + 1]} if masked else {}))
+                for i in range(r)
+            ]  # fmt: skip
+        expected = [np.concatenate(rows) for rows in zip(*alone)]
+        same: dict[str, Any] = {"as it is": ins, "side by side": [side_by_side(a) for a in ins]}
+        if c < 100:
+            same["gaps"] = [every_other(a) for a in ins]
+        for name, operands in same.items():
+            masks = {"rows": where, "side by side": side_by_side(where), "gaps": every_other(where)}
+            for layout, mask in masks.items() if masked else [("none", None)]:
+                outs = [np.full_like(o, 77) for o in expected]
+                outs = [side_by_side(o, 2) for o in outs] if name == "side by side" else outs
+                got = compute(op, dtype, operands, params, outs, where=mask, **given)
+                for a, b in zip(got, expected, strict=True):
+                    assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {options}, {name}, mask {layout}")
+
+
+@pytest.mark.parametrize("sizes", ["as tuned", "small"], indirect=True)
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("op", LOGITS, ids=lambda op: op.name)
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_options_on_16_bits(op: Op, narrow: np.dtype) -> None:
+    """Masks are computed in float32, softcaps in float64, on operands of any of these types; rounded once."""
+    r, c = (9, 19) if is_square(op) else (40, 37)
+    where = np.random.default_rng(0).random((r, c)) < 0.7
+    for dtype, options in ((F4, {"where": where}), (F8, {"where": where, "softcap": 2.5}), (F8, {"softcap": 2.5})):
+        if "softcap" in options and not bendable(op):
+            continue
+        ins, params = case(op, dtype, r, c)
+        ins = [low(a, kind, narrow) for (_, kind), a in zip(op.ins, ins)]
+        wide = [low(a, kind, dtype) for (_, kind), a in zip(op.ins, ins)]
+        expected = [low(o, ONE, narrow) if o.dtype == dtype else o for o in compute(op, dtype, wide, params, **options)]
+        for some in (ins, [side_by_side(a) for a in ins], [wide[k] if k % 2 else a for k, a in enumerate(ins)]):
+            got = compute(op, dtype, some, params, [np.full_like(o, 77) for o in expected], **options)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{op.name}, {dtype}, {narrow}, {sorted(options)}")
+
+
+@pytest.mark.parametrize("narrow", NARROW)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_doubles_are_rounded_once(room: Room, narrow: np.dtype) -> None:
+    """A double beside a tie between two 16-bit numbers goes to its side, though as a float it would be the tie."""
+    if narrow == BF16 and narrow.name not in _backends.current().reads.get(F8, ()):
+        pytest.skip("ml_dtypes, which converts here, rounds to float32 first")
+    x = np.unique(np.arange(1 << 16, dtype=np.uint16).view(narrow).astype(F8))
+    x = x[np.isfinite(x)]
+    ties = (x[:-1] + x[1:]) / 2
+    values = np.concatenate([x[:-1], ties * (1 + 2.0**-45), ties * (1 - 2.0**-45), x[1:]])
+    up = np.concatenate([x[:-1], np.where(ties > 0, x[1:], x[:-1]), np.where(ties > 0, x[:-1], x[1:]), x[1:]])
+    values, expected = values[values != 0], up[values != 0].astype(narrow)
+    out = np.empty(len(values), narrow)
+    execute(OPS["logsumexp"], Frame((len(values), 1), -1), [values[:, None]], [out], {"scale": 1.0}, F8)
+    np.testing.assert_array_equal(out.astype(F8), expected.astype(F8))  # of 0 the sign is free
+    special = np.array([np.inf, -np.inf, np.nan, 1e300, -1e300, 1e-300, -1e-300])
+    out = np.empty(len(special), narrow)
+    execute(OPS["logsumexp"], Frame((len(special), 1), -1), [special[:, None]], [out], {"scale": 1.0}, F8)
+    assert_same_bits(out[:5], special[:5].astype(narrow))
+    assert not out[5:].astype(F8).any()
+
+
+def test_softcap_is_exact(room: Room) -> None:
+    """The logits, by the logsumexp of one class, and their slope, by the gradient of a sum of squares of one."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(0, s, 4000) for s in (1e-300, 1e-9, 1e-3, 0.1, 1, 5, 40)])
+    x = np.concatenate([x, [0.0, 5e-324, 1e-310, 700, 1e10, 1e300, -1e300, np.inf, -np.inf, np.nan]])
+    for scale, cap in ((1.0, 1.0), (1.0, 30.0), (-0.7, 2.5)):
+        got = np.empty(len(x))
+        execute(OPS["logsumexp"], Frame((len(x), 1), -1), [x[:, None]], [got], {"scale": scale}, F8, softcap=cap)
+        with np.errstate(all="ignore"):
+            z = x.astype(LD) * (F8.type(scale) / F8.type(cap))
+            exact = cap * np.tanh(z)
+            steep = scale / np.cosh(z) ** 2
+        assert_close(got, exact, 4, what=f"capped logits, {scale=}, {cap=}")
+        # z-loss of one class is z^2, whose derivative by x is 2 z z'.
+        with np.errstate(all="ignore"):
+            params = {"scale": scale, "empty": 0.0, "keep": 1.0, "spread": 0.0, "zloss": 1.0, "ignore": -1.0}
+            dx, loss = np.empty((len(x), 1)), np.empty(len(x))
+            execute(
+                OPS["cross_entropy_index_grad"], Frame(dx.shape, -1),
+                [x[:, None], np.zeros(len(x), np.int64), 1.0, 1.0, 1.0], [loss, dx], params, F8, softcap=cap,
+            )  # fmt: skip
+            exact = 2 * got.astype(LD) * steep
+            bound = 8 + 8 * np.where(np.isfinite(z), np.abs(z), 0)  # what z's rounding does to the slope
+        some = np.isfinite(exact) & (np.abs(exact) > 1e-290)
+        assert (distance(dx[some, 0], exact[some]) <= bound[some]).all(), f"slope, {scale=}, {cap=}"
