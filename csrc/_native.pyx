@@ -20,6 +20,7 @@ cdef extern from "fs.h":
         const char *op
         fs_kernel_fn *f32
         fs_kernel_fn *f64
+        int vectors
     const fs_kernel fs_kernels_baseline[]
     ctypedef enum fs_type: FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64
     ctypedef struct fs_staging:
@@ -59,6 +60,7 @@ cdef extern from "engine.h":
         int operands
         ptrdiff_t n1, n2, c
         ptrdiff_t itemsize
+        int vectors
         double params[FS_MAX_PARAMS]
         int options
         fs_option option
@@ -71,7 +73,7 @@ cdef extern from "engine.h":
         int summed
         double *sum
     ctypedef struct fs_sizes:
-        ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, stream_bytes
+        ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, by_class, stream_bytes
     fs_sizes fs_tuned
     int fs_run(const fs_call *call, int threads) nogil
     ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes,
@@ -116,11 +118,13 @@ def tuned(**sizes):
     fs_tuned.run_bytes = sizes.get("run_bytes", fs_tuned.run_bytes)
     fs_tuned.tile_bytes = sizes.get("tile_bytes", fs_tuned.tile_bytes)
     fs_tuned.flat_bytes = sizes.get("flat_bytes", fs_tuned.flat_bytes)
+    fs_tuned.by_class = sizes.get("by_class", fs_tuned.by_class)
     fs_tuned.stream_bytes = sizes.get("stream_bytes", fs_tuned.stream_bytes)
     fs_spins = sizes.get("spins", fs_spins)
     return {
         "worth_a_thread": fs_tuned.worth_a_thread, "run_bytes": fs_tuned.run_bytes, "tile_bytes": fs_tuned.tile_bytes,
-        "flat_bytes": fs_tuned.flat_bytes, "stream_bytes": fs_tuned.stream_bytes, "spins": fs_spins,
+        "flat_bytes": fs_tuned.flat_bytes, "by_class": fs_tuned.by_class, "stream_bytes": fs_tuned.stream_bytes,
+        "spins": fs_spins,
     }
 
 
@@ -154,7 +158,7 @@ cdef class Kernel:
     cdef fs_kernel_fn *function
     cdef const fs_staging *staging
     cdef ptrdiff_t itemsize
-    cdef int inputs
+    cdef int inputs, vectors
     cdef int kinds[FS_MAX_OPERANDS]
 
     def __init__(self, str isa, str op, dtype, in_kinds, out_kinds):
@@ -173,6 +177,7 @@ cdef class Kernel:
             raise ValueError(f"no kernel for {op!r}: csrc/row_ops.h does not list it in FS_OPS")
         self.itemsize = dtype.itemsize
         self.function = table[k].f32 if self.itemsize == 4 else table[k].f64
+        self.vectors = table[k].vectors
         self.inputs = len(in_kinds)
         for i, kind in enumerate((*in_kinds, *out_kinds)):
             self.kinds[i] = KINDS[kind]
@@ -208,6 +213,7 @@ cdef class Kernel:
         call.sum = sum
         call.operands = self.inputs + <int>len(outs)  # what is not wanted is NULL to the kernel
         call.itemsize = self.itemsize
+        call.vectors = self.vectors
         call.c = cnp.PyArray_DIM(x, nd - 1)
         call.n1, call.n2 = 1, cnp.PyArray_SIZE(x) // call.c
         results = [None] * len(outs)
@@ -281,6 +287,7 @@ cdef class Kernel:
         call.staging = self.staging
         call.operands = self.inputs + <int>len(outs)
         call.itemsize = self.itemsize
+        call.vectors = self.vectors
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
         call.summed = -1
         call.options = where is not None or factor != 1 or softcap != 0

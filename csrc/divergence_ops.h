@@ -33,7 +33,7 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
             if (i % (2 * W * SETTLE) == 0)
                 NAME(acc_settle)(&a, &b, &kept);
             for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL)) {
-                __builtin_prefetch(p->next_x + from + i + o, 0, 2);
+                __builtin_prefetch(p->next_x.at + (from + i + o) * (ptrdiff_t)sizeof(REAL), 0, 2);
                 if (save)
                     __builtin_prefetch((const char *)(save + i + o) + AHEAD, 1);
             }
@@ -93,7 +93,7 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, gradient ? OF(DX, i, r) : NULL, i, r);
             p.save = p.y ? TERMS(p.y) : NULL;
-            p.next_x = ROW(X, i + r + g);
+            p.next_x = LINES(X, i + r, g);
             NAME(moment_sums_all)(&p, &sums.of[SLOT(r)], &moments.of[SLOT(r)], cols);
         }
         NAME(group_sums)(&G, &sums, g, cols);
@@ -124,8 +124,8 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
             p.lo = LANES(lo, r);
             NAME(emit_entropy_all)(&p, cols);
         }
-        SEND(DX, i, g);
         FILL_SPECIAL(DX, i, g, 0);
+        SEND(DX, i, g);
     }
 }
 
@@ -211,7 +211,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         BRING(T, i, g);
-        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
+        GROUP_TERMS(X, gradient ? OF(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double mass[ROOM], mass_lo[ROOM], dot[ROOM], low[ROOM], complement[ROOM];
@@ -222,7 +222,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
         }
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r),
-                             .next_other = ROW(T, i + r + g));
+                             .next_other = LINES(T, i + r, g));
             p.m = LANES(G.m, r);
             p.hi = LANES(log_hi, r);
             p.lo = LANES(log_lo, r);
@@ -241,15 +241,15 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             if (!(mass[r] < (FS_FLOAT ? 0x1p100 : 0x1p900))) { /* too large to be raised; also infinite, or NaN */
                 value = 0 * G.log[r];
                 for (ptrdiff_t j = 0; j < t->c; j++) {
-                    double target = ROW(T, i + r)[j], d = (double)G.m[r] - ROW(X, i + r)[j];
+                    double target = ELEMENT(T, i, r, j), d = (double)G.m[r] - ELEMENT(X, i, r, j);
                     value += target == 0 ? 0 : target * (log(target) + scale * d + G.log[r]);
                 }
             }
             if (__builtin_expect(special, 0)) {
                 value = G.kind[r] == IS_EMPTY && empty ? 0 : NAN;
                 for (ptrdiff_t j = 0; j < t->c; j++)
-                    if (ROW(T, i + r)[j] != 0)
-                        value += ROW(T, i + r)[j] < 0 ? NAN : ROW(T, i + r)[j] * INFINITY;
+                    if (ELEMENT(T, i, r, j) != 0)
+                        value += ELEMENT(T, i, r, j) < 0 ? NAN : ELEMENT(T, i, r, j) * INFINITY;
             }
             ONE(gradient ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
             if (gradient) {
@@ -275,8 +275,8 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             p.q = LANES(not_top, r);
             NAME(emit_probs_all)(&p, cols);
         }
-        SEND(DX, i, g);
         FILL_SPECIAL(DX, i, g, 0);
+        SEND(DX, i, g);
     }
 }
 

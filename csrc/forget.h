@@ -26,6 +26,7 @@
 #undef DOMINATED
 #undef DROP
 #undef EACH_VECTOR
+#undef ELEMENT
 #undef EMIT
 #undef EMIT_DIAGONAL
 #undef EVERYWHERE
@@ -35,6 +36,7 @@
 #undef FETCH_AHEAD
 #undef FETCH_MAX
 #undef FIELD
+#undef FILL
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS
@@ -55,12 +57,17 @@
 #undef LIFT
 #undef LIFTED
 #undef LIFT_DROP
+#undef LINE
+#undef LINES
+#undef LINES_TO
 #undef LONG
 #undef LOOP
 #undef LOWEST
 #undef MASK
 #undef MEDIUM
 #undef MOMENT
+#undef NEVER
+#undef NO_LINES
 #undef OF
 #undef ONE
 #undef ONSET

@@ -29,12 +29,16 @@ FS_INLINE const char *fs_fetch_row(fs_fetch *f)
     return f->at + r % f->rows * f->row + r / f->rows * f->group;
 }
 
-/* What a kernel sees: n rows of c contiguous elements per operand, in the order of the table's inputs and outputs. */
+/* What a kernel sees: n rows of c elements per operand, in the order of the table's inputs and outputs.  The elements of a row
+ * are contiguous, or, where a kernel works in columns, those of neighbouring rows are. */
 struct fs_tile {
     ptrdiff_t n, c;
     char *data[FS_MAX_OPERANDS];      /* the first row of each operand; NULL for a vector of classes that is all 1, and for
                                        * an extra that is not wanted */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
+    ptrdiff_t apart[FS_MAX_OPERANDS]; /* bytes from one class to the next */
+    ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of rows side by side: bytes from one to that which is fetched meanwhile */
+    unsigned stream;                  /* bit o: what is written of operand o's rows side by side is to pass by the caches */
     const double *params;             /* in the table's order */
     fs_fetch *fetch;                  /* NULL: the next rows stand after these */
     double *scratch;                  /* 4 doubles per block of a row */
@@ -48,6 +52,7 @@ typedef void fs_kernel_fn(const fs_tile *);
 typedef struct {
     const char *op;
     fs_kernel_fn *f32, *f64;
+    int vectors; /* how long a row must be for it to work in rows */
 } fs_kernel;
 
 /* Types of elements in memory. */
@@ -102,6 +107,7 @@ typedef struct {
     fs_finish_fn *finish;
     fs_smooth_fn *smooth;
     fs_labels_fn *labels;
+    int (*in_columns)(ptrdiff_t c, int vectors); /* whether a kernel works in columns */
 } fs_staging;
 
 extern const fs_kernel fs_kernels_baseline[];

@@ -41,8 +41,8 @@ static ptrdiff_t count_labels(const int64_t *labels, ptrdiff_t n, int64_t classe
     return (ptrdiff_t)ignored;
 }
 
-#define ENTRY(op, vectors) {#op, op##_f32, op##_f64},
-const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL}};
+#define ENTRY(op, vectors) {#op, op##_f32, op##_f64, vectors##_f32},
+const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL, 0}};
 
 const fs_staging FS_STAGING[2] = {
     {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32},
@@ -51,12 +51,14 @@ const fs_staging FS_STAGING[2] = {
      .poison = poison_f32,
      .finish = finish_f32,
      .smooth = smooth_f32,
-     .labels = count_labels},
+     .labels = count_labels,
+     .in_columns = in_columns_f32},
     {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_F16] = load_half_f64, [FS_BF16] = load_brain_f64},
      .store = {[FS_F64] = store_own_f64, [FS_F32] = store_float_f64, [FS_F16] = store_half_f64, [FS_BF16] = store_brain_f64},
      .admit = admit_f64,
      .poison = poison_f64,
      .finish = finish_f64,
      .smooth = smooth_f64,
-     .labels = count_labels},
+     .labels = count_labels,
+     .in_columns = in_columns_f64},
 };

@@ -9,14 +9,14 @@
     X(softmax, LONG)                                                                                                  \
     X(log_softmax, LONG)                                                                                              \
     X(logsumexp, LONG)                                                                                                \
-    X(logsumexp_weighted, LONG)                                                                                       \
+    X(logsumexp_weighted, NEVER)                                                                                      \
     X(softmax_jvp, MEDIUM)                                                                                            \
     X(log_softmax_jvp, MEDIUM)                                                                                        \
     X(log_softmax_vjp, SHORT)                                                                                         \
     X(logsumexp_jvp, LONG)                                                                                            \
     X(logsumexp_vjp, LONG)                                                                                            \
-    X(softmax_jacobian, LONG)                                                                                         \
-    X(log_softmax_jacobian, LONG)                                                                                     \
+    X(softmax_jacobian, NEVER)                                                                                        \
+    X(log_softmax_jacobian, NEVER)                                                                                    \
     X(cross_entropy_index, LONG)                                                                                      \
     X(cross_entropy_index_grad, LONG)                                                                                 \
     X(cross_entropy_probs, LONG)                                                                                      \
@@ -26,16 +26,16 @@
     X(cross_entropy_index_hess, LONG)                                                                                 \
     X(cross_entropy_probs_hess, LONG)                                                                                 \
     X(cross_entropy_hvp, LONG)                                                                                        \
-    X(cross_entropy_hessian, LONG)                                                                                    \
+    X(cross_entropy_hessian, NEVER)                                                                                   \
     X(entropy, LONG)                                                                                                  \
     X(entropy_grad, LONG)                                                                                             \
     X(kl_divergence, LONG)                                                                                            \
     X(kl_divergence_grad, LONG)                                                                                       \
-    X(binary_cross_entropy, LONG)                                                                                     \
-    X(binary_cross_entropy_grad, LONG)                                                                                \
-    X(binary_cross_entropy_sum, LONG)                                                                                 \
-    X(binary_cross_entropy_sum_grad, LONG)                                                                            \
-    X(total, LONG)       
+    X(binary_cross_entropy, NEVER)                                                                                    \
+    X(binary_cross_entropy_grad, NEVER)                                                                               \
+    X(binary_cross_entropy_sum, NEVER)                                                                                \
+    X(binary_cross_entropy_sum_grad, NEVER)                                                                           \
+    X(total, NEVER)      
 
 /* What a kernel of a loss computes: the value; with the gradient; with that and the Hessian's diagonal; with the derivative
  * along a direction. */
@@ -66,6 +66,16 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         if (cols)                                                                                                     \
             NAME(send)(t, operand, i, g, operand##_columns);                                                          \
     } while (0)
+/* Element k of row r of a group: in its columns, or in memory; and all of them. */
+#define ELEMENT(operand, i, r, k)                                                                                     \
+    (*(cols ? operand##_columns + NAME(in_panels)(t->c, r) + (k)*W : ROW(operand, (i) + (r)) + (k)))
+#define FILL(operand, i, r, value) NAME(fill)(&ELEMENT(operand, i, r, 0), cols ? W : 1, t->c, value)
+
+/* For a pass to fetch: the lines of rows from r on. */
+#define LINES(operand, r, g) NAME(lines_of)(t, operand, r, g, cols)
+#define LINES_TO(operand, r) NAME(lines_to)(t, operand, r, cols)
+#define NO_LINES ((NAME(lines)){0})
+
 #define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
 
 /* Where the terms of a row or group are kept between the passes: in the result, if `keep`; else nowhere, and they are
@@ -123,7 +133,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
-            p.next_x = ROW(X_, i + r + g);                                                                            \
+            p.next_x = LINES(X_, i + r, g);                                                                           \
             p.rows_y = rows_y_;                                                                                       \
             sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                               \
         }                                                                                                             \
@@ -138,7 +148,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         forward_.top = LANES(G.top, r);                                                                               \
         forward_.m = LANES(G.m, r);                                                                                   \
         if (t->c > FS_BLOCK && t->c <= SAVE_LIMIT) /* see exp_sum_flat */                                             \
-            forward_.next_x = ROW(X_, (i) + (r) + g);                                                                 \
+            forward_.next_x = LINES(X_, (i) + (r), g);                                                                \
         forward_;                                                                                                     \
     })
 
@@ -148,7 +158,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         if (__builtin_expect(G.special != 0, 0))                                                                      \
             for (ptrdiff_t r = 0; r < g; r++)                                                                         \
                 if (G.special >> r & 1)                                                                               \
-                    NAME(fill)(ROW(Y_, i + r), t->c, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);        \
+                    FILL(Y_, i, r, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);                          \
     } while (0)
 
 /* A group's numbers in double. */
@@ -192,7 +202,7 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     double rest[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, OF(Y, i, r), ROW(Y, i + r), i, g);
+        GROUP_TERMS(X, OF(Y, i, r), LINES_TO(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, rest);
         for (ptrdiff_t r = 0; r < G.n; r++)
@@ -205,8 +215,8 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
             p.flag = rest[r] < 0.5;
             NAME(emit_scaled_all)(&p, cols);
         }
-        SEND(Y, i, g);
         FILL_SPECIAL(Y, i, g, 0);
+        SEND(Y, i, g);
     }
 }
 
@@ -254,7 +264,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
     REAL log[ROOM], log_lo[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, NULL, ROW(Y, i + r), i, g);
+        GROUP_TERMS(X, NULL, LINES_TO(Y, i + r), i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < G.n; r++) {
             log[r] = (REAL)G.log[r];
@@ -269,8 +279,8 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
             p.flag = k.scale == 1;
             NAME(emit_log_all)(&p, cols);
         }
-        SEND(Y, i, g);
         FILL_SPECIAL(Y, i, g, -(REAL)INFINITY);
+        SEND(Y, i, g);
     }
 }
 
@@ -298,7 +308,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
     GROUP G;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, NULL, (REAL *)NULL, i, g);
+        GROUP_TERMS(X, NULL, NO_LINES, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         NAME(give_lse)(t, S, i, g, &G, k.scale);
     }
@@ -491,7 +501,8 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
         FOR_PASSES(r, g) {
             PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = logs,
-                                .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r));
+                                .next_x = LINES(P, i + r, g), .next_other = LINES(T, i + r, g),
+                                .rows_y = LINES_TO(Y, i + r));
             pass.u = LANES(ref, r);
             NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
         }
@@ -576,7 +587,8 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
         BRING(T, i, g);
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1,
-                             .next_x = ROW(P, i + r + g), .next_other = ROW(T, i + r + g), .rows_y = ROW(Y, i + r));
+                             .next_x = LINES(P, i + r, g), .next_other = LINES(T, i + r, g),
+                             .rows_y = LINES_TO(Y, i + r));
             NAME(alive_sums_all)(&p, &total.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&total, g, hi, lo, cols);
@@ -607,8 +619,8 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = ROW(P, i + r + g),
-                             .next_other = ROW(T, i + r + g));
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = LINES(P, i + r, g),
+                             .next_other = LINES(T, i + r, g));
             NAME(alive_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, hi, lo, cols);
@@ -698,7 +710,7 @@ FS_INLINE void NAME(log_softmax_jacobian_rows)(const fs_tile *t, const int cols)
         }
         for (ptrdiff_t j = 0; j < t->c; j++) {
             if (logp[j] == -(REAL)INFINITY)
-                NAME(fill)(out + j * t->c, t->c, 0);
+                NAME(fill)(out + j * t->c, 1, t->c, 0);
             else
                 out[j * t->c + j] = (REAL)(-s * expm1((double)logp[j]));
         }
@@ -864,7 +876,8 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         BRING(X, i, g);
         if (slope)
             BRING(U, i, g);
-        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
+                    g);
         NAME(group_log)(&G, t, &k, X, i, g);
         if (!hess && !slope)
             NAME(give_extras)(t, gradient ? LSE_GRAD : LSE, i, g, &G, scale, OF(X, i, 0), cols);
@@ -877,7 +890,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 ignored |= 1ull << r;
                 y = 0;
             }
-            at[r] = ROW(X, i + r)[y];
+            at[r] = ELEMENT(X, i, r, y);
             if (w)
                 wy[r] = w[y];
         }
@@ -957,7 +970,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             REAL ref[ROOM] = {0};
             for (ptrdiff_t r = 0; r < g; r++)
                 if (at[r] != -(REAL)INFINITY && !(ignored >> r & 1))
-                    ref[r] = ROW(U, i + r)[LABEL(LABELS, i + r)];
+                    ref[r] = ELEMENT(U, i, r, LABEL(LABELS, i + r));
             FOR_PASSES(r, g) {
                 PASS p = FORWARD_PASS(X, ASIDE(r), i, r);
                 p.other = p.x;
@@ -965,7 +978,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 p.w = w;
                 p.u = LANES(ref, r);
                 p.flag = spread != 0;
-                p.next_other = ROW(U, i + r + g);
+                p.next_other = LINES(U, i + r, g);
                 NAME(along_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
             }
             NAME(sum_rows)(&a, g, dot, dot_lo, cols);
@@ -1005,21 +1018,21 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 NAME(emit_index_all)(&p, cols);
             }
         }
-        SEND(DX, i, g);
         for (ptrdiff_t r = 0; r < g; r++)
             if (!(ignored >> r & 1))
-                ROW(DX, i + r)[LABEL(LABELS, i + r)] = (REAL)target[r];
+                ELEMENT(DX, i, r, LABEL(LABELS, i + r)) = (REAL)target[r];
         FILL_SPECIAL(DX, i, g, 0);
         if (ignored)
             for (ptrdiff_t r = 0; r < g; r++)
                 if (ignored >> r & 1)
-                    NAME(fill)(ROW(DX, i + r), t->c, 0);
+                    FILL(DX, i, r, 0);
+        SEND(DX, i, g);
         if (hess) {
-            SEND(HESS, i, g);
             FILL_SPECIAL(HESS, i, g, 0);
             for (ptrdiff_t r = 0; r < g; r++)
                 if (ignored >> r & 1)
-                    NAME(fill)(ROW(HESS, i + r), t->c, 0);
+                    FILL(HESS, i, r, 0);
+            SEND(HESS, i, g);
         }
     }
 }
@@ -1130,7 +1143,8 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         BRING(T, i, g);
         if (slope)
             BRING(U, i, g);
-        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? ROW(DX, i + r) : NULL, i, g);
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
+                    g);
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
@@ -1139,7 +1153,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .flag = smooth,
-                             .next_other = ROW(T, i + r + g));
+                             .next_other = LINES(T, i + r, g));
             p.m = LANES(G.m, r);
             p.u = V(set1)((REAL)one_hot);
             p.v = V(set1)((REAL)spread);
@@ -1165,7 +1179,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             if (__builtin_expect(special, 0)) {
                 int any = zloss != 0;
                 for (ptrdiff_t j = 0; j < t->c; j++)
-                    any |= (one_hot * ROW(T, i + r)[j] + spread) * (w ? w[j] : 1) != 0;
+                    any |= (one_hot * ELEMENT(T, i, r, j) + spread) * (w ? w[j] : 1) != 0;
                 value = G.kind[r] == IS_EMPTY && empty ? (any ? INFINITY : 0) : NAN;
             }
             ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
@@ -1219,11 +1233,11 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             }
             continue;
         }
-        SEND(DX, i, g);
         FILL_SPECIAL(DX, i, g, 0);
+        SEND(DX, i, g);
         if (hess) {
-            SEND(HESS, i, g);
             FILL_SPECIAL(HESS, i, g, 0);
+            SEND(HESS, i, g);
         }
     }
 }
@@ -1260,5 +1274,7 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
             NAME(op##_rows)(t, 1);                                                                                    \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                    \
+        if (t->stream)                                                                                                \
+            FS_STREAMED();                                                                                            \
     }
 FS_OPS(DEFINE_KERNEL)

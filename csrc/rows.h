@@ -63,10 +63,11 @@ typedef vd VEC;
  * 1.03; 64 0.97, 1.06; 72 1.09, 1.08; 100 1.08, 1.08; 150 1.07, 1.08.  So rows of whole vectors of floats change at half.
  * The more operands of rows share the cache and the less is computed, the fewer: softmax_vjp 50 1.64, 1.58; 72 (float64) 1.40,
  * 1.57; log_softmax_vjp 28 1.55, 1.51; 32 1.19, 1.66. */
-enum { NAME(LONG) = 8, NAME(MEDIUM) = 4, NAME(SHORT) = 2 };
+enum { NAME(LONG) = 8, NAME(MEDIUM) = 4, NAME(SHORT) = 2, NAME(NEVER) = 0 };
 #define LONG NAME(LONG)
 #define MEDIUM NAME(MEDIUM)
 #define SHORT NAME(SHORT)
+#define NEVER NAME(NEVER)
 #define COLUMNS_MAX (LONG * W)
 
 FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
@@ -413,6 +414,12 @@ static void NAME(sum_one)(ACC s, double *hi, double *lo)
         }                                                                                                             \
     } while (0)
 
+/* Lines of an operand for a pass to fetch, one a vector; none if `at` is NULL. */
+typedef struct {
+    const char *at;
+    ptrdiff_t apart;
+} NAME(lines);
+
 /* One pass: where it reads and writes (its places), and its scalars, the same in all lanes (rows) or one for each row
  * (columns). */
 #define PLACES(X)                                                                                                     \
@@ -427,10 +434,10 @@ static void NAME(sum_one)(ACC s, double *hi, double *lo)
     X(REAL *, save)                                                                                                   \
     X(ptrdiff_t, c)                                                                                                   \
     /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the \
-     * next group's rows of x and other, and this group's rows of y, all moving on by a vector a vector. */           \
-    X(const REAL *, next_x)                                                                                           \
-    X(const REAL *, next_other)                                                                                       \
-    X(const REAL *, rows_y)                                                                                           \
+     * next group's rows of x and other, and this group's rows of y. */                                               \
+    X(NAME(lines), next_x)                                                                                            \
+    X(NAME(lines), next_other)                                                                                        \
+    X(NAME(lines), rows_y)                                                                                            \
     X(int, flag)
 #define FIELD(type, name) type name;
 typedef struct {
@@ -456,14 +463,15 @@ typedef struct {
         pass_;                                                                                                        \
     })
 
+#define LINE(p, lines, j) ((p)->lines.at + (cols ? (j) / W * (p)->lines.apart : (j) * (ptrdiff_t)sizeof(REAL)))
 #define FETCH(p, j)                                                                                                   \
     do {                                                                                                              \
-        if ((p)->next_x && (cols || (p)->c <= FETCH_MAX))                                                             \
-            __builtin_prefetch((p)->next_x + (j), 0, cols ? 3 : 2);                                                   \
-        if ((p)->next_other && (cols || (p)->c <= FETCH_MAX))                                                         \
-            __builtin_prefetch((p)->next_other + (j), 0, cols ? 3 : 2);                                               \
-        if (cols && (p)->rows_y)                                                                                      \
-            __builtin_prefetch((p)->rows_y + (j), 1);                                                                 \
+        if ((p)->next_x.at && (cols || (p)->c <= FETCH_MAX))                                                          \
+            __builtin_prefetch(LINE(p, next_x, j), 0, cols ? 3 : 2);                                                  \
+        if ((p)->next_other.at && (cols || (p)->c <= FETCH_MAX))                                                      \
+            __builtin_prefetch(LINE(p, next_other, j), 0, cols ? 3 : 2);                                              \
+        if (cols && (p)->rows_y.at)                                                                                   \
+            __builtin_prefetch(LINE(p, rows_y, j), 1);                                                                \
     } while (0)
 
 /* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
@@ -532,8 +540,8 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     fs_fetch *fetch = p->t->fetch;
     /* Rows in blocks are so long that their passes take turns at memory: this one fetches the result, the next one the next x
      * (131072 classes: softmax 1.68, log_softmax 1.73 memcpys; 1.30, 1.37 so). */
-    const int result = !cols && p->c > FS_BLOCK && p->rows_y && !fetch;
-    const char *ahead = (const char *)((result ? p->rows_y : p->next_x) + from);
+    const int result = !cols && p->c > FS_BLOCK && p->rows_y.at && !fetch;
+    const char *ahead = (result ? p->rows_y.at : p->next_x.at) + from * (ptrdiff_t)sizeof(REAL);
     ptrdiff_t i = 0, line = 64;
 #define FETCH_AHEAD                                                                                                   \
     do {                                                                                                              \
@@ -604,8 +612,8 @@ static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
     PASS p = *(const PASS *)context;
     double *out = p.t->scratch + 4 * b;
     if (p.c > SAVE_LIMIT) { /* what is fetched now would be gone by then */
-        p.next_x = p.x;
-        p.rows_y = NULL;
+        p.next_x.at = (const char *)p.x;
+        p.rows_y.at = NULL;
     }
     NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
 }
@@ -671,13 +679,13 @@ enum { NAME(IS_NAN) = 1, NAME(IS_PLUS_INF) = 2, NAME(IS_EMPTY) = 3 };
 #define IS_PLUS_INF NAME(IS_PLUS_INF)
 #define IS_EMPTY NAME(IS_EMPTY)
 
-static unsigned char NAME(classify)(const REAL *x, ptrdiff_t c)
+static unsigned char NAME(classify)(const REAL *x, ptrdiff_t apart, ptrdiff_t c)
 {
     unsigned char kind = IS_EMPTY;
-    for (ptrdiff_t j = 0; j < c; j++) {
-        if (x[j] != x[j])
+    for (ptrdiff_t j = 0; j < c; j++, x += apart) {
+        if (*x != *x)
             return IS_NAN;
-        if (x[j] == (REAL)INFINITY)
+        if (*x == (REAL)INFINITY)
             kind = IS_PLUS_INF;
     }
     return kind;
@@ -704,6 +712,28 @@ FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
     return (const REAL *)(t->data[operand] + r * t->step[operand]);
 }
 
+/* Whether an operand's rows lie side by side, class after class, instead of its classes row after row. */
+FS_INLINE int NAME(by_class)(const fs_tile *t, int operand) { return t->apart[operand] != sizeof(REAL); }
+
+/* The lines of an operand for a pass over rows from r on to fetch: the next group's as they lie; or the next tile's, of rows
+ * side by side, the last line that a vector of them reaches into, since those before hold the last vector. */
+FS_INLINE NAME(lines) NAME(lines_of)(const fs_tile *t, int operand, ptrdiff_t r, ptrdiff_t g, const int cols)
+{
+    if (cols && NAME(by_class)(t, operand))
+        return (NAME(lines)){(const char *)NAME(row)(t, operand, r) + t->ahead[operand] + W * sizeof(REAL) - 1,
+                             t->apart[operand]};
+    return (NAME(lines)){(const char *)NAME(row)(t, operand, r + g), W * sizeof(REAL)};
+}
+
+/* The lines of an operand that a pass over rows from r on will lead to; none of what will be stored past the caches. */
+FS_INLINE NAME(lines) NAME(lines_to)(const fs_tile *t, int operand, ptrdiff_t r, const int cols)
+{
+    const char *at = (const char *)NAME(row)(t, operand, r);
+    if (cols && NAME(by_class)(t, operand))
+        return t->stream >> operand & 1 ? (NAME(lines)){0} : (NAME(lines)){at + W * sizeof(REAL) - 1, t->apart[operand]};
+    return (NAME(lines)){at, W * sizeof(REAL)};
+}
+
 #define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
 
 /* Rows i to i + g of an operand into columns, a panel of W rows after the other: class k of row r to col[k W + r].  Lanes
@@ -714,6 +744,17 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
     const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
     const char *row = t->data[operand] + i * step;
     VEC v[Q];
+    if (NAME(by_class)(t, operand)) {
+        const ptrdiff_t whole = g / W * W, left = g - whole;
+        for (ptrdiff_t k = 0; k < c; k++, row += t->apart[operand]) {
+            const REAL *x = (const REAL *)row;
+            for (ptrdiff_t r = 0; r < whole; r += W)
+                V(store)(col + r * c + k * W, V(load)(x + r));
+            if (left)
+                V(store)(col + whole * c + k * W, V(load_head)(x + whole, left, V(set1)(x[whole])));
+        }
+        return;
+    }
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
         if (left < W) {
             for (ptrdiff_t r = 0; r < W; r++)
@@ -755,6 +796,23 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
     const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
     char *row = t->data[operand] + i * step;
     VEC v[Q];
+    if (NAME(by_class)(t, operand)) {
+        const ptrdiff_t whole = g / W * W, left = g - whole;
+        const uintptr_t lines = (uintptr_t)row | (uintptr_t)t->apart[operand] | (uintptr_t)g * sizeof(REAL);
+        const int stream = t->stream >> operand & 1 && lines % 64 == 0;
+        for (ptrdiff_t k = 0; k < c; k++, row += t->apart[operand]) {
+            REAL *y = (REAL *)row;
+            if (stream)
+                for (ptrdiff_t r = 0; r < whole; r += W)
+                    V(stream)(y + r, V(load)(col + r * c + k * W));
+            else
+                for (ptrdiff_t r = 0; r < whole; r += W)
+                    V(store)(y + r, V(load)(col + r * c + k * W));
+            if (left)
+                V(store_head)(y + whole, left, V(load)(col + whole * c + k * W));
+        }
+        return;
+    }
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
         if (left < W) {
             for (ptrdiff_t r = 0; r < left; r++)
@@ -789,6 +847,9 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
     }
 }
 
+/* Where row r of a group begins in its columns; its classes follow W elements apart. */
+FS_INLINE ptrdiff_t NAME(in_panels)(ptrdiff_t c, ptrdiff_t r) { return r / W * W * c + r % W; }
+
 /* Maxima of a group of rows of operand `x`, which stands in `col` if in columns. */
 FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const REAL *col,
                                const int cols)
@@ -817,7 +878,8 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
     if (__builtin_expect(G->special != 0, 0))
         for (ptrdiff_t r = 0; r < g; r++)
             if (G->special >> r & 1)
-                G->kind[r] = NAME(classify)(NAME(row)(t, x, first + r), t->c);
+                G->kind[r] = cols ? NAME(classify)(col + NAME(in_panels)(t->c, r), W, t->c)
+                                  : NAME(classify)(NAME(row)(t, x, first + r), 1, t->c);
 }
 
 /* From the maxima, what exp_term needs, and the maximum's own term. */
@@ -909,7 +971,8 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     double h, l;
     long double sum = (long double)G.top_term[0] - G.em[0];
     for (int side = 0; side < 2; side++) {
-        PASS p = PASS_OF(.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = x, .c = side ? c - at - 1 : at);
+        PASS p = PASS_OF(.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = {.at = (const char *)x},
+                         .c = side ? c - at - 1 : at);
         p.base = V(set1)(G.base[0]);
         p.floor = V(set1)(G.floor[0]);
         p.top = V(set1)(G.top[0]);
@@ -918,6 +981,17 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     }
     sum /= (long double)G.top_term[0] + G.top_lo[0];
     return (double)(sum * expl(((long double)next - m) * k->scale));
+}
+
+/* A row as it stands, or copied to where there is room for it. */
+static const REAL *NAME(contiguous)(const fs_tile *t, int operand, ptrdiff_t r, REAL *room)
+{
+    const char *x = (const char *)NAME(row)(t, operand, r);
+    if (!NAME(by_class)(t, operand))
+        return (const REAL *)x;
+    for (ptrdiff_t k = 0; k < t->c; k++, x += t->apart[operand])
+        room[k] = *(const REAL *)x;
+    return room;
 }
 
 /* From the sums, the logarithm of sum / maximum's term, by the sum over the others. */
@@ -939,9 +1013,11 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
     }
     weak &= ~0ull >> (64 - g) & ~G->special;
     if (weak) {
+        REAL room[COLUMNS_MAX];
         for (ptrdiff_t r = 0; r < g; r++) {
             if (weak >> r & 1) {
-                G->rest[r] = t->c > 1 ? NAME(rest_of_row)(t, k, NAME(row)(t, x, first + r), t->c, G->m[r]) : 0;
+                const REAL *row = NAME(contiguous)(t, x, first + r, room);
+                G->rest[r] = t->c > 1 ? NAME(rest_of_row)(t, k, row, t->c, G->m[r]) : 0;
                 G->rest_lo[r] = 0;
                 G->others[r] = G->rest[r] * (G->top_term[r] + G->top_lo[r]);
             }
@@ -1004,10 +1080,10 @@ FS_INLINE void NAME(group_complement)(const GROUP *G, double *part)
         d_store(part + o, d_mul(d_load(G->others + o), d_load(G->inverse + o)));
 }
 
-static void NAME(fill)(REAL *y, ptrdiff_t c, REAL value)
+static void NAME(fill)(REAL *y, ptrdiff_t apart, ptrdiff_t c, REAL value)
 {
-    for (ptrdiff_t j = 0; j < c; j++)
-        y[j] = value;
+    for (ptrdiff_t j = 0; j < c; j++, y += apart)
+        *y = value;
 }
 
 /* Give a pass over the flat part [from, from + c) of a row its other forms: one block, and a whole row or group. */

@@ -135,7 +135,7 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
         REAL ref[ROOM] = {0}, hi[ROOM], lo[ROOM], near[ROOM], low[ROOM], all[ROOM], apex[ROOM];
         BRING(X, i, g);
         BRING(U, i, g);
-        GROUP_TERMS(X, OF(HV, i, r), ROW(HV, i + r), i, g);
+        GROUP_TERMS(X, OF(HV, i, r), LINES_TO(HV, i + r), i, g);
         if (zloss != 0)
             NAME(group_log)(&G, t, &k, X, i, g);
         NAME(tangents_at_top)(t, X, U, i, g, &G, OF(X, i, 0), OF(U, i, 0), -(REAL)INFINITY, ref, cols);
@@ -144,7 +144,7 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
             p.other = p.x;
             p.along = OF(U, i, r);
             p.u = LANES(ref, r);
-            p.next_other = ROW(U, i + r + g);
+            p.next_other = LINES(U, i + r, g);
             NAME(along_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
@@ -178,11 +178,11 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
             p.flag = zloss != 0;
             NAME(emit_hvp_all)(&p, cols);
         }
-        SEND(HV, i, g);
         FILL_SPECIAL(HV, i, g, 0);
         for (ptrdiff_t r = 0; r < g; r++)
             if (LABEL(LABELS, i + r) == ignore)
-                NAME(fill)(ROW(HV, i + r), t->c, 0);
+                FILL(HV, i, r, 0);
+        SEND(HV, i, g);
     }
 }
 
@@ -211,7 +211,7 @@ FS_INLINE void NAME(cross_entropy_hessian_rows)(const fs_tile *t, const int few)
     (void)X_columns;
     FOR_GROUPS(i, g) {
         /* The terms are kept in the last row of the matrix, which is computed last. */
-        GROUP_TERMS(X, ROW(H, i + r) + last * t->c, (REAL *)NULL, i, g);
+        GROUP_TERMS(X, ROW(H, i + r) + last * t->c, NO_LINES, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < g; r++) {
             const REAL *x = ROW(X, i + r);
@@ -219,7 +219,7 @@ FS_INLINE void NAME(cross_entropy_hessian_rows)(const fs_tile *t, const int few)
             int ignored = LABEL(LABELS, i + r) == ignore;
             if (__builtin_expect(ignored || G.special >> r & 1, 0)) {
                 int zero = ignored || (G.kind[r] == IS_EMPTY && empty);
-                NAME(fill)(h, t->c * t->c, zero ? 0 : (REAL)NAN);
+                NAME(fill)(h, 1, t->c * t->c, zero ? 0 : (REAL)NAN);
                 continue;
             }
             wide f = (wide)ONE(V_, i + r) * scale * scale, sum = (wide)G.s[r] + G.s_lo[r], square = 2 * (wide)zloss;

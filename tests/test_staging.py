@@ -11,8 +11,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import Case
-from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs
+from cases import OPTIONS, Case
+from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs, out_shape
 from rooms import Room
 
 from fastsoftmax import _backends, _cython, num_threads
@@ -25,8 +25,15 @@ NARROW = [pytest.param(np.dtype(np.float16), id="float16"), pytest.param(BF16, i
 # Sizes that make many tiles of small arrays, with and without stores past the caches.
 SIZES = {
     "as tuned": {},
+    "small, by class": {
+        "by_class": 192,
+        "tile_bytes": 1 << 12,
+        "flat_bytes": 1 << 9,
+        "run_bytes": 1 << 11,
+        "worth_a_thread": 1,
+    },
     "small": {"tile_bytes": 1 << 12, "flat_bytes": 1 << 9, "run_bytes": 1 << 11, "worth_a_thread": 1},
-    "streamed": {"tile_bytes": 1 << 14, "flat_bytes": 1 << 11, "worth_a_thread": 1, "stream_bytes": 0},
+    "streamed": {"by_class": 40, "tile_bytes": 1 << 14, "flat_bytes": 1 << 11, "worth_a_thread": 1, "stream_bytes": 0},
 }
 
 
@@ -78,6 +85,23 @@ def test_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
             got = compute(op, dtype, [side_by_side(a, offset) for a in ins], params, outs)
             for a, b in zip(got, expected, strict=True):
                 assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements off a line")
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_unusual_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
+    """Rows that a kernel leaves its passes for: not finite, dominated by one class, ignored."""
+    if is_square(op):
+        return  # takes its rows one by one
+    options = tuple(option for option in ("empty", "ignored") if OPTIONS[option](op))
+    for family in ("nan-middle", "-inf-all", "+inf-middle", "dominating+30", "dominating+200"):
+        ins, params = Case(family, 70, 21, options).build(op, dtype)
+        expected = compute(op, dtype, ins, params)
+        for offset in (0, 3):
+            outs = [side_by_side(np.full_like(o, 77), offset) for o in expected]
+            got = compute(op, dtype, [side_by_side(a, offset) for a in ins], params, outs)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{op.name}, {dtype}, {family}, {offset} elements off a line")
 
 
 @pytest.mark.usefixtures("sizes")
@@ -219,7 +243,7 @@ def every_other(a: Any) -> Any:
 
 
 # Smoothing under a mask is done to targets; a softcap's second derivatives are the business of _second_order.py.
-OPTIONS = {
+OPTIONED = {
     "mask": LOGITS,
     "softcap": [op for op in LOGITS if bendable(op)],
     "mask-softcap": [op for op in LOGITS if bendable(op)],
@@ -231,7 +255,7 @@ OPTIONS = {
 @pytest.mark.parametrize("sizes", ["as tuned", "small"], indirect=True)
 @pytest.mark.usefixtures("sizes")
 @pytest.mark.parametrize(
-    ("op", "options"), [pytest.param(op, o, id=f"{op.name}-{o}") for o, ops in OPTIONS.items() for op in ops]
+    ("op", "options"), [pytest.param(op, o, id=f"{op.name}-{o}") for o, ops in OPTIONED.items() for op in ops]
 )
 def test_options_show_in_no_layout(op: Op, dtype: np.dtype, options: str) -> None:
     """Options give each row the bits that it has alone, whatever the layout of the operands and the mask."""
