@@ -468,9 +468,8 @@ static int is_by_class(const fs_job *job, const fs_call *call, int o)
 {
     const fs_operand *x = &call->operand[o];
     const fs_staging *staging = &call->staging[call->itemsize == 8];
-    int plain = !call->options || (o != 0 && o != call->gradient);
     int many = call->n2 >= SIDE_BY_SIDE && call->n2 * call->c * call->itemsize >= fs_tuned.flat_bytes / 2;
-    return is_strided(call, x) && x->s2 == SIZE[x->type] && plain &&
+    return is_strided(call, x) && x->s2 == SIZE[x->type] && !call->options &&
            call->c <= fs_tuned.by_class && staging->in_columns(call->c, call->vectors) && (job->linear[o] || many);
 }
 

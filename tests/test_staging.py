@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import OPTIONS, Case
-from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs, out_shape
+from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs
 from rooms import Room
 
 from fastsoftmax import _backends, _cython, num_threads
