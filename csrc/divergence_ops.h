@@ -33,7 +33,7 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
             if (i % (2 * W * SETTLE) == 0)
                 NAME(acc_settle)(&a, &b, &kept);
             for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL)) {
-                __builtin_prefetch(p->next_x.at + (from + i + o) * (ptrdiff_t)sizeof(REAL), 0, 2);
+                __builtin_prefetch(p->next_x + (from + i + o) * (ptrdiff_t)sizeof(REAL), 0, 2);
                 if (save)
                     __builtin_prefetch((const char *)(save + i + o) + AHEAD, 1);
             }
@@ -93,7 +93,7 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, gradient ? OF(DX, i, r) : NULL, i, r);
             p.save = p.y ? TERMS(p.y) : NULL;
-            p.next_x = LINES(X, i + r, g);
+            SET_LINES(p, next_x, LINES(X, i + r, g));
             NAME(moment_sums_all)(&p, &sums.of[SLOT(r)], &moments.of[SLOT(r)], cols);
         }
         NAME(group_sums)(&G, &sums, g, cols);
@@ -222,7 +222,7 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
         }
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r),
-                             .next_other = LINES(T, i + r, g));
+                             OF_LINES(next_other, LINES(T, i + r, g)));
             p.m = LANES(G.m, r);
             p.hi = LANES(log_hi, r);
             p.lo = LANES(log_lo, r);

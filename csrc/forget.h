@@ -69,6 +69,7 @@
 #undef NEVER
 #undef NO_LINES
 #undef OF
+#undef OF_LINES
 #undef ONE
 #undef ONSET
 #undef PANELS
@@ -84,6 +85,7 @@
 #undef SEND
 #undef SET
 #undef SETTLE
+#undef SET_LINES
 #undef SHORT
 #undef SLOT
 #undef STEP

@@ -75,6 +75,13 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define LINES(operand, r, g) NAME(lines_of)(t, operand, r, g, cols)
 #define LINES_TO(operand, r) NAME(lines_to)(t, operand, r, cols)
 #define NO_LINES ((NAME(lines)){0})
+#define OF_LINES(place, of) .place = (of).at, .place##_apart = (of).apart
+#define SET_LINES(pass, place, of)                                                                                    \
+    do {                                                                                                              \
+        const NAME(lines) lines_ = (of);                                                                              \
+        pass.place = lines_.at;                                                                                       \
+        pass.place##_apart = lines_.apart;                                                                            \
+    } while (0)
 
 #define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
 
@@ -133,8 +140,8 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
-            p.next_x = LINES(X_, i + r, g);                                                                           \
-            p.rows_y = rows_y_;                                                                                       \
+            SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                           \
+            SET_LINES(p, rows_y, rows_y_);                                                                                       \
             sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                               \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
@@ -148,7 +155,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         forward_.top = LANES(G.top, r);                                                                               \
         forward_.m = LANES(G.m, r);                                                                                   \
         if (t->c > FS_BLOCK && t->c <= SAVE_LIMIT) /* see exp_sum_flat */                                             \
-            forward_.next_x = LINES(X_, (i) + (r), g);                                                                \
+            SET_LINES(forward_, next_x, LINES(X_, (i) + (r), g));                                                                \
         forward_;                                                                                                     \
     })
 
@@ -501,8 +508,8 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
         FOR_PASSES(r, g) {
             PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = logs,
-                                .next_x = LINES(P, i + r, g), .next_other = LINES(T, i + r, g),
-                                .rows_y = LINES_TO(Y, i + r));
+                                OF_LINES(next_x, LINES(P, i + r, g)), OF_LINES(next_other, LINES(T, i + r, g)),
+                                OF_LINES(rows_y, LINES_TO(Y, i + r)));
             pass.u = LANES(ref, r);
             NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
         }
@@ -587,8 +594,8 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
         BRING(T, i, g);
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = 1,
-                             .next_x = LINES(P, i + r, g), .next_other = LINES(T, i + r, g),
-                             .rows_y = LINES_TO(Y, i + r));
+                             OF_LINES(next_x, LINES(P, i + r, g)), OF_LINES(next_other, LINES(T, i + r, g)),
+                             OF_LINES(rows_y, LINES_TO(Y, i + r)));
             NAME(alive_sums_all)(&p, &total.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&total, g, hi, lo, cols);
@@ -619,8 +626,8 @@ FS_INLINE void NAME(logsumexp_jvp_rows)(const fs_tile *t, const int cols)
         BRING(P, i, g);
         BRING(T, i, g);
         FOR_PASSES(r, g) {
-            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .next_x = LINES(P, i + r, g),
-                             .next_other = LINES(T, i + r, g));
+            PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), OF_LINES(next_x, LINES(P, i + r, g)),
+                             OF_LINES(next_other, LINES(T, i + r, g)));
             NAME(alive_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, hi, lo, cols);
@@ -978,7 +985,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 p.w = w;
                 p.u = LANES(ref, r);
                 p.flag = spread != 0;
-                p.next_other = LINES(U, i + r, g);
+                SET_LINES(p, next_other, LINES(U, i + r, g));
                 NAME(along_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
             }
             NAME(sum_rows)(&a, g, dot, dot_lo, cols);
@@ -1153,7 +1160,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .flag = smooth,
-                             .next_other = LINES(T, i + r, g));
+                             OF_LINES(next_other, LINES(T, i + r, g)));
             p.m = LANES(G.m, r);
             p.u = V(set1)((REAL)one_hot);
             p.v = V(set1)((REAL)spread);

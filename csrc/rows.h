@@ -435,9 +435,12 @@ typedef struct {
     X(ptrdiff_t, c)                                                                                                   \
     /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the \
      * next group's rows of x and other, and this group's rows of y. */                                               \
-    X(NAME(lines), next_x)                                                                                            \
-    X(NAME(lines), next_other)                                                                                        \
-    X(NAME(lines), rows_y)                                                                                            \
+    X(const char *, next_x)                                                                                           \
+    X(ptrdiff_t, next_x_apart)                                                                                        \
+    X(const char *, next_other)                                                                                       \
+    X(ptrdiff_t, next_other_apart)                                                                                    \
+    X(const char *, rows_y)                                                                                           \
+    X(ptrdiff_t, rows_y_apart)                                                                                        \
     X(int, flag)
 #define FIELD(type, name) type name;
 typedef struct {
@@ -463,14 +466,14 @@ typedef struct {
         pass_;                                                                                                        \
     })
 
-#define LINE(p, lines, j) ((p)->lines.at + (cols ? (j) / W * (p)->lines.apart : (j) * (ptrdiff_t)sizeof(REAL)))
+#define LINE(p, lines, j) ((p)->lines + (cols ? (j) / W * (p)->lines##_apart : (j) * (ptrdiff_t)sizeof(REAL)))
 #define FETCH(p, j)                                                                                                   \
     do {                                                                                                              \
-        if ((p)->next_x.at && (cols || (p)->c <= FETCH_MAX))                                                          \
+        if ((p)->next_x && (cols || (p)->c <= FETCH_MAX))                                                          \
             __builtin_prefetch(LINE(p, next_x, j), 0, cols ? 3 : 2);                                                  \
-        if ((p)->next_other.at && (cols || (p)->c <= FETCH_MAX))                                                      \
+        if ((p)->next_other && (cols || (p)->c <= FETCH_MAX))                                                      \
             __builtin_prefetch(LINE(p, next_other, j), 0, cols ? 3 : 2);                                              \
-        if (cols && (p)->rows_y.at)                                                                                   \
+        if (cols && (p)->rows_y)                                                                                   \
             __builtin_prefetch(LINE(p, rows_y, j), 1);                                                                \
     } while (0)
 
@@ -540,8 +543,8 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     fs_fetch *fetch = p->t->fetch;
     /* Rows in blocks are so long that their passes take turns at memory: this one fetches the result, the next one the next x
      * (131072 classes: softmax 1.68, log_softmax 1.73 memcpys; 1.30, 1.37 so). */
-    const int result = !cols && p->c > FS_BLOCK && p->rows_y.at && !fetch;
-    const char *ahead = (result ? p->rows_y.at : p->next_x.at) + from * (ptrdiff_t)sizeof(REAL);
+    const int result = !cols && p->c > FS_BLOCK && p->rows_y && !fetch;
+    const char *ahead = (result ? p->rows_y : p->next_x) + from * (ptrdiff_t)sizeof(REAL);
     ptrdiff_t i = 0, line = 64;
 #define FETCH_AHEAD                                                                                                   \
     do {                                                                                                              \
@@ -612,8 +615,8 @@ static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
     PASS p = *(const PASS *)context;
     double *out = p.t->scratch + 4 * b;
     if (p.c > SAVE_LIMIT) { /* what is fetched now would be gone by then */
-        p.next_x.at = (const char *)p.x;
-        p.rows_y.at = NULL;
+        p.next_x = (const char *)p.x;
+        p.rows_y = NULL;
     }
     NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
 }
@@ -971,7 +974,7 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     double h, l;
     long double sum = (long double)G.top_term[0] - G.em[0];
     for (int side = 0; side < 2; side++) {
-        PASS p = PASS_OF(.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = {.at = (const char *)x},
+        PASS p = PASS_OF(.t = t, .k = k, .x = side ? x + at + 1 : x, .next_x = (const char *)x,
                          .c = side ? c - at - 1 : at);
         p.base = V(set1)(G.base[0]);
         p.floor = V(set1)(G.floor[0]);

@@ -144,7 +144,7 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
             p.other = p.x;
             p.along = OF(U, i, r);
             p.u = LANES(ref, r);
-            p.next_other = LINES(U, i + r, g);
+            SET_LINES(p, next_other, LINES(U, i + r, g));
             NAME(along_sums_all)(&p, &dot.of[SLOT(r)], &same, cols);
         }
         NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
