@@ -159,10 +159,11 @@ def build(args: argparse.Namespace) -> int:
     if not args.again:
         options.append("--skip-existing-commits")
     start, longest = time.monotonic(), 0.0
-    for k, commit in enumerate(commits("--first-parent", "-n", str(args.commits), "main")):
+    chosen = commits("--first-parent", "main")[:: args.every][: args.commits]
+    for k, commit in enumerate(chosen):
         begun = time.monotonic()
         if k and begun - start + longest > args.minutes * 60:
-            print(f"{args.minutes:g} minutes are over: {args.commits - k} commits are left out", file=sys.stderr)
+            print(f"{args.minutes:g} minutes are over: {len(chosen) - k} commits are left out", file=sys.stderr)
             break
         try:
             measure(config, [commit], bench, *options)
@@ -366,6 +367,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     sub = command(build)
     sub.add_argument("--commits", type=int, default=5, metavar="N", help="how many, of branch main (default: 5)")
+    sub.add_argument("--every", type=int, default=1, metavar="K", help="every K-th of them only (default: 1)")
     sub.add_argument("--bench", **some)
     sub.add_argument("--full", action="store_true", help="every benchmark, in two rounds: hours; not a quick choice")
     sub.add_argument("--again", action="store_true", help="measure also the commits that have results")

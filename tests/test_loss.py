@@ -198,6 +198,17 @@ def test_ignored_rows(room: Room, dtype: np.dtype) -> None:
                 assert (np.delete(grad, kept, axis=0) == 0).all()
 
 
+def test_many_labels(room: Room) -> None:
+    """Threads share the check of many labels: each part's ignored rows count, and each part's bad labels are found."""
+    x, y = data(np.dtype(np.float32), 100_003, 2)
+    y[[5, 40_000, 70_000, 100_002]] = -100
+    each = fs.cross_entropy(x, y, reduction="none").astype(float)
+    np.testing.assert_allclose(fs.cross_entropy(x, y), each.sum() / 99_999, rtol=2e-7)
+    y[99_999] = 2
+    with pytest.raises(IndexError, match=r"target\[99999\] = 2 is out of bounds for 2 classes"):
+        fs.cross_entropy(x, y)
+
+
 def test_ignored_class_still_counts_in_the_denominator(room: Room, dtype: np.dtype) -> None:
     x, y = data(dtype)
     y[:] = np.where(y == 2, 1, y)
