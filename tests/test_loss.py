@@ -374,6 +374,7 @@ def test_torch_normalisers(room: Room, dtype: np.dtype) -> None:
     """What a mean divides by, with and without weights, smoothing, ignored rows and soft targets."""
     torch = pytest.importorskip("torch")
     x, y = data(dtype, 20)
+    y[[1, 4]] = 3
     soft = np.random.default_rng(1).random((20, 7)).astype(dtype)
     for weight, smoothing, ignore in itertools.product((None, np.arange(1, 8, dtype=dtype)), (0.0, 0.3), (-100, 3)):
         options = {"label_smoothing": smoothing, "ignore_index": ignore}

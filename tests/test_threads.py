@@ -146,16 +146,18 @@ def work():
         assert answer() == EXPECTED
 threads = [threading.Thread(target=work) for _ in range(2)]
 for t in threads: t.start()
-for _ in range(20):
-    child = os.fork()
-    if not child:
-        before = threads_of_process()
-        right = answer() == EXPECTED == answer()
-        # The compiled pool starts again, whoever held it when its process was forked; Numba's layers cannot.
-        os._exit(0 if right and threads_of_process() - before == (BACKEND == "cython") else 9)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status == 0, status
-stop.set()
+try:
+    for _ in range(20):
+        child = os.fork()
+        if not child:
+            before = threads_of_process()
+            right = answer() == EXPECTED == answer()
+            # The compiled pool starts again, whoever held it when its process was forked; Numba's layers cannot.
+            os._exit(0 if right and threads_of_process() - before == (BACKEND == "cython") else 9)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, status
+finally:
+    stop.set()
 for t in threads: t.join()
 assert answer() == EXPECTED
 """
