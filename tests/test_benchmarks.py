@@ -260,6 +260,32 @@ def test_comparison_fails_on_regressions(
     assert commands == ["machine", "run", "compare"]
 
 
+BROWSER = """#!/bin/sh
+for word; do case $word in --screenshot=*) echo > "${word#--screenshot=}";; esac; done
+echo 'SAYS' >&2
+"""
+
+
+@pytest.mark.parametrize(
+    ("says", "status"),
+    [
+        ("a warning of its own", 0),
+        ('CONSOLE:1] "no network", source: chrome://resources/a.js (1)', 0),
+        ('CONSOLE:7] "Uncaught ReferenceError", source: http://127.0.0.1:1/graphdisplay.js (7)', 2),
+    ],
+)
+def test_errors_of_the_page_are_noticed(
+    dashboard: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: str, status: int
+) -> None:
+    browser = tmp_path / "chromium"
+    browser.write_text(BROWSER.replace("SAYS", says))
+    browser.chmod(0o755)
+    (tmp_path / "index.html").write_text("")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(dashboard, "SITE", tmp_path)
+    assert dashboard.main(["picture", str(tmp_path / "out.png")]) == status
+
+
 def test_missing_browser_is_one_line(
     dashboard: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -143,15 +143,16 @@ def test_reduced_losses(room: Room, dtype: np.dtype, reduction: str) -> None:
     for r, c in ((100_003, 3), (517, 600)):
         x, y = rng.normal(size=(r, c)).astype(dtype), rng.integers(c, size=r)
         w = rng.random(c).astype(dtype)
-        with fs.num_threads(1):
-            one = fs.cross_entropy(x, y, reduction=reduction, weight=w)
-            value, grad = fs.cross_entropy_value_and_grad(x, y, reduction=reduction, weight=w)
-        for n in (2, 3, 4):
-            with fs.num_threads(n):
-                assert_same_bits(fs.cross_entropy(x, y, reduction=reduction, weight=w), one)
-                again = fs.cross_entropy_value_and_grad(x, y, reduction=reduction, weight=w)
-                assert_same_bits(again.value, value)
-                assert_same_bits(again.grad, grad)
+        for options in ({}, {"weight": w}):  # summed while computed, and afterwards
+            with fs.num_threads(1):
+                one = fs.cross_entropy(x, y, reduction=reduction, **options)
+                value, grad = fs.cross_entropy_value_and_grad(x, y, reduction=reduction, **options)
+            for n in (2, 3, 4):
+                with fs.num_threads(n):
+                    assert_same_bits(fs.cross_entropy(x, y, reduction=reduction, **options), one)
+                    again = fs.cross_entropy_value_and_grad(x, y, reduction=reduction, **options)
+                    assert_same_bits(again.value, value)
+                    assert_same_bits(again.grad, grad)
 
 
 @pytest.mark.parametrize("name", ["softmax", "cross_entropy_index_grad", "log_softmax_vjp"])

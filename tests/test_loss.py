@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,17 @@ def test_ignored_rows(room: Room, dtype: np.dtype) -> None:
                 assert (np.delete(grad, kept, axis=0) == 0).all()
 
 
+def test_many_labels(room: Room) -> None:
+    """Threads share the check of many labels: each part's ignored rows count, and each part's bad labels are found."""
+    x, y = data(np.dtype(np.float32), 100_003, 2)
+    y[[5, 40_000, 70_000, 100_002]] = -100
+    each = fs.cross_entropy(x, y, reduction="none").astype(float)
+    np.testing.assert_allclose(fs.cross_entropy(x, y), each.sum() / 99_999, rtol=2e-7)
+    y[99_999] = 2
+    with pytest.raises(IndexError, match=r"target\[99999\] = 2 is out of bounds for 2 classes"):
+        fs.cross_entropy(x, y)
+
+
 def test_ignored_class_still_counts_in_the_denominator(room: Room, dtype: np.dtype) -> None:
     x, y = data(dtype)
     y[:] = np.where(y == 2, 1, y)
@@ -336,32 +348,48 @@ def torch_options(options: dict[str, Any], torch: Any, dtype: Any) -> dict[str, 
     return kept
 
 
-def against_torch(torch: Any, dtype: np.dtype, seeds: range) -> None:
-    for seed in seeds:
-        x, target, options = draw(np.random.default_rng(seed), dtype)
-        for ours_alone in ("sample_weight", "scale", "softcap", "z_loss", "where", "empty"):
-            options.pop(ours_alone, None)
-        if target.ndim == 2:
-            options.pop("ignore_index", None)
-        z = torch.tensor(x, requires_grad=True)
-        loss = torch.nn.functional.cross_entropy(z, torch.as_tensor(target), **torch_options(options, torch, z.dtype))
-        upstream = torch.as_tensor(options.get("grad_output", 1.0), dtype=z.dtype).expand(loss.shape)
-        loss.backward(upstream)
-        value, grad = fs.cross_entropy_value_and_grad(x, target, **options)
-        eps = 64 * float(np.finfo(dtype).eps)
-        what = f"seed {seed}: {options}"
-        np.testing.assert_allclose(value, loss.detach().numpy(), rtol=eps, atol=eps, err_msg=what)
-        absolute = eps * max(1, float(np.abs(upstream.numpy()).max()))  # theirs is p - 1, ours keeps the tail
-        np.testing.assert_allclose(grad, z.grad.numpy(), rtol=eps, atol=absolute, err_msg=what)
+def against_torch(torch: Any, x: Array, target: Array, options: dict[str, Any]) -> None:
+    for ours_alone in ("sample_weight", "scale", "softcap", "z_loss", "where", "empty"):
+        options.pop(ours_alone, None)
+    if target.ndim == 2:
+        options.pop("ignore_index", None)
+    z = torch.tensor(x, requires_grad=True)
+    loss = torch.nn.functional.cross_entropy(z, torch.as_tensor(target), **torch_options(options, torch, z.dtype))
+    upstream = torch.as_tensor(options.get("grad_output", 1.0), dtype=z.dtype).expand(loss.shape)
+    loss.backward(upstream)
+    value, grad = fs.cross_entropy_value_and_grad(x, target, **options)
+    eps = 64 * float(np.finfo(x.dtype).eps)
+    np.testing.assert_allclose(value, loss.detach().numpy(), rtol=eps, atol=eps, err_msg=str(options))
+    absolute = eps * max(1, float(np.abs(upstream.numpy()).max()))  # theirs is p - 1, ours keeps the tail
+    np.testing.assert_allclose(grad, z.grad.numpy(), rtol=eps, atol=absolute, err_msg=str(options))
 
 
 def test_torch_cross_entropy(room: Room, dtype: np.dtype) -> None:
-    against_torch(pytest.importorskip("torch"), dtype, range(1000, 1040))
+    torch = pytest.importorskip("torch")
+    for seed in range(1000, 1040):
+        against_torch(torch, *draw(np.random.default_rng(seed), dtype))
+
+
+def test_torch_normalisers(room: Room, dtype: np.dtype) -> None:
+    """What a mean divides by, with and without weights, smoothing, ignored rows and soft targets."""
+    torch = pytest.importorskip("torch")
+    x, y = data(dtype, 20)
+    y[[1, 4]] = 3
+    soft = np.random.default_rng(1).random((20, 7)).astype(dtype)
+    for weight, smoothing, ignore in itertools.product((None, np.arange(1, 8, dtype=dtype)), (0.0, 0.3), (-100, 3)):
+        options = {"label_smoothing": smoothing, "ignore_index": ignore}
+        if weight is not None:
+            options["weight"] = weight
+        for target in (y, soft):
+            for reduction in ("mean", "sum"):
+                against_torch(torch, x, target, {**options, "reduction": reduction})
 
 
 @pytest.mark.nightly
 def test_torch_cross_entropy_often(room: Room, dtype: np.dtype) -> None:
-    against_torch(pytest.importorskip("torch"), dtype, range(2000, 4000))
+    torch = pytest.importorskip("torch")
+    for seed in range(2000, 4000):
+        against_torch(torch, *draw(np.random.default_rng(seed), dtype))
 
 
 def test_torch_forward_and_jacobians(room: Room, dtype: np.dtype) -> None:

@@ -15,6 +15,7 @@ from cases import OPTIONS, Case
 from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs
 from rooms import Room
 
+import fastsoftmax as fs
 from fastsoftmax import _backends, _cython, num_threads
 from fastsoftmax._ops import CLASS, LABEL, ONE, OPS, ROW, SQUARE, Op
 from fastsoftmax._plan import DERIVATIVES, F4, F8, Frame, execute
@@ -63,11 +64,11 @@ def is_square(op: Op) -> bool:
     return any(kind == SQUARE for _, kind in op.outs)
 
 
-def side_by_side(a: Any, offset: int = 0) -> Any:
-    """Copy rows so that they lie side by side, from ``offset`` elements past a cache line."""
+def side_by_side(a: Any, offset: int = 0, padded: bool = True) -> Any:
+    """Copy rows so that they lie side by side, from ``offset`` elements past a cache line: each class, if padded."""
     if not isinstance(a, np.ndarray) or a.ndim != 2:
         return a
-    n = -(-a.shape[0] // 32) * 32 if offset == 0 else a.shape[0]
+    n = -(-a.shape[0] // 64) * 64 if padded else a.shape[0]
     buffer = np.zeros(a.shape[1] * n * a.itemsize + 128, np.uint8)
     start = -buffer.ctypes.data % 64 + offset * a.itemsize
     view = buffer[start : start + a.shape[1] * n * a.itemsize].view(a.dtype).reshape(a.shape[1], n)[:, : a.shape[0]].T
@@ -80,9 +81,9 @@ def test_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
     for r, c in ((37, 19),) if is_square(op) else ((70, 37), (257, 3), (5, 130), (33, 515)):
         ins, params = case(op, dtype, r, c)
         expected = compute(op, dtype, ins, params)
-        for offset in (0, 3):
-            outs = [side_by_side(np.full_like(o, 77), offset) for o in expected]
-            got = compute(op, dtype, [side_by_side(a, offset) for a in ins], params, outs)
+        for offset, padded in ((0, True), (3, True), (3, False)):
+            outs = [side_by_side(np.full_like(o, 77), offset, padded) for o in expected]
+            got = compute(op, dtype, [side_by_side(a, offset, padded) for a in ins], params, outs)
             for a, b in zip(got, expected, strict=True):
                 assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements off a line")
 
@@ -149,7 +150,7 @@ def test_16_bits(op: Op, narrow: np.dtype) -> None:
                 some = [wide[k] if mixed and k % 2 else a for k, a in enumerate(ins)]
                 outs = [np.full_like(o, 77) for o in expected]
                 if axis == 0:
-                    some, outs = [side_by_side(a) for a in some], [side_by_side(a, 1) for a in outs]
+                    some, outs = [side_by_side(a) for a in some], [side_by_side(a, 1, padded=False) for a in outs]
                 compute(op, F4, some, params, outs)
                 for a, b in zip(outs, expected, strict=True):
                     assert_same_bits(a, b, f"{op.name}, {narrow}, {r} x {c}, axis {axis}, mixed: {mixed}")
@@ -221,17 +222,19 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, op: Op, dtype: np.dtype, scale: 
             for empty in (0.0, 1.0) if "empty" in params else (None,):
                 if empty is not None:
                     params["empty"] = empty
-                for axis in (0, 1):
+                for axis, out_axis in ((0, 0), (1, 1), *([(0, 1)] if name == "rows" else [])):
                     some = [side_by_side(a) for a in ins] if axis == 0 else ins
                     results = []
                     for native in (True, False):
                         with monkeypatch.context() as patch:
                             patch.setattr(backend, "masks", native and backend.masks)
                             outs = new_outs(op, dtype, r, c, 77)
-                            outs = [side_by_side(o, 2) for o in outs] if axis == 0 else outs
+                            outs = [side_by_side(o, 2, padded=False) for o in outs] if out_axis == 0 else outs
                             results.append(compute(op, dtype, some, params, outs, where=where))
                     for a, b in zip(*results, strict=True):
-                        assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, mask {name}, {empty=}, {axis=}")
+                        assert_same_bits(
+                            a, b, f"{op.name}, {dtype}, {r} x {c}, mask {name}, {empty=}, {axis=}, {out_axis=}"
+                        )
 
 
 def bendable(op: Op) -> bool:
@@ -365,3 +368,15 @@ def test_softcap_is_exact(room: Room) -> None:
             bound = 8 + 8 * np.where(np.isfinite(z), np.abs(z), 0)  # what z's rounding does to the slope
         some = np.isfinite(exact) & (np.abs(exact) > 1e-290)
         assert (distance(dx[some, 0], exact[some]) <= bound[some]).all(), f"slope, {scale=}, {cap=}"
+
+
+@pytest.mark.usefixtures("sizes")
+def test_masks_of_batches_out_of_order(dtype: np.dtype) -> None:
+    """Two batch dimensions in memory in the other order; the mask's order is its own."""
+    rng = np.random.default_rng(0)
+    big = rng.normal(size=(40, 5, 12)).astype(dtype)
+    x = big[:, :, :9].swapaxes(0, 1)
+    for where in (rng.random(x.shape) < 0.7, (rng.random(big.shape) < 0.7)[:, :, :9].swapaxes(0, 1)):
+        got = fs.softmax(x, where=where)
+        expected = fs.softmax(np.ascontiguousarray(x).reshape(-1, 9), where=where.reshape(-1, 9))
+        assert_same_bits(got.reshape(-1, 9), expected)
