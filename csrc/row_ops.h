@@ -817,22 +817,31 @@ static void NAME(give_top)(const fs_tile *t, int X, int TOP, ptrdiff_t i, ptrdif
                            const REAL *col, const int cols)
 {
     const VEC one = V(set1)(1);
+    const ptrdiff_t apart = cols ? W : 1;
     REAL at[ROOM];
-    for (ptrdiff_t o = 0; cols && o < g; o += W, col += t->c * W) {
+    for (ptrdiff_t o = 0; cols && o < g; o += W) {
+        const REAL *panel = col + o * t->c;
         VEC m = V(load)(G->m + o), first = V(set1)(0), class = V(set1)((REAL)(t->c - 1));
         for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W, class = V(sub)(class, one))
-            first = V(select)(V(eq)(V(load)(col + j), m), class, first);
+            first = V(select)(V(eq)(V(load)(panel + j), m), class, first);
         V(store)(at + o, first);
     }
     for (ptrdiff_t r = 0; r < g; r++) {
-        const REAL *x = ROW(X, i + r);
+        const REAL *x = cols ? col + NAME(in_panels)(t->c, r) : ROW(X, i + r);
         ptrdiff_t top = 0;
         if (__builtin_expect(G->special >> r & 1 || s[r] != s[r], 0)) {
-            for (ptrdiff_t j = 0; j < t->c && x[top] == x[top]; j++)
-                top = x[j] > x[top] || x[j] != x[j] ? j : top;
-            top = x[top] == -(REAL)INFINITY ? -1 : top;
-        } else
+            REAL most = *x;
+            for (ptrdiff_t j = 0; j < t->c && most == most; j++) {
+                REAL here = x[j * apart];
+                if (here > most || here != here) {
+                    most = here;
+                    top = j;
+                }
+            }
+            top = most == -(REAL)INFINITY ? -1 : top;
+        } else {
             top = cols ? (ptrdiff_t)at[r] : NAME(find)(x, t->c, G->m[r]);
+        }
         *(int64_t *)(t->data[TOP] + (i + r) * t->step[TOP]) = top;
     }
 }
