@@ -182,29 +182,31 @@ cdef class Kernel:
         for i, kind in enumerate((*in_kinds, *out_kinds)):
             self.kinds[i] = KINDS[kind]
 
-    def quick(self, tuple ins, tuple outs, tuple params, int threads):
-        """Compute if all operands are as a kernel wants them and the classes are the last axis; else return None.
+    def quick(self, tuple ins, tuple outs, tuple params, int threads, int axis=-1):
+        """Compute if all operands are plain arrays, with their classes along one axis; else return None.
 
         This is the plan's straight case without its Python: C-contiguous arrays of the kernel's dtype and one shape,
-        class indices of the shape without the last axis, plain floats for the rest.  An output that is None is
+        class indices of the shape without the classes, plain floats for the rest.  An output that is None is
         allocated.  Returns the outputs.
         """
-        return self.run_quick(ins, outs, params, threads, -1, NULL)
+        return self.run_quick(ins, outs, params, threads, axis, -1, NULL)
 
-    cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int summed, double *sum):
+    cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int axis, int summed, double *sum):
         """``quick``, or the same with only the sum of one output's numbers: none of that output is kept."""
         cdef fs_call call
         cdef double constants[FS_MAX_OPERANDS]
         cdef float constants32[FS_MAX_OPERANDS]
         cdef int o, k, nd, status, typenum = cnp.NPY_FLOAT if self.itemsize == 4 else cnp.NPY_DOUBLE
+        cdef cnp.npy_intp kept[64]  # the shape without the classes; NumPy has 64 axes at most
         cdef cnp.ndarray x, a
         cdef fs_operand *p
         if type(ins[0]) is not np.ndarray:
             return None
         x = ins[0]
         nd = cnp.PyArray_NDIM(x)
-        if nd < 1 or cnp.PyArray_SIZE(x) == 0:
+        if nd < 1 or cnp.PyArray_SIZE(x) == 0 or not -nd <= axis < nd:
             return None
+        axis = axis % nd
         call.kernel = self.function
         call.staging = self.staging
         call.options = 0
@@ -214,8 +216,15 @@ cdef class Kernel:
         call.operands = self.inputs + <int>len(outs)  # what is not wanted is NULL to the kernel
         call.itemsize = self.itemsize
         call.vectors = self.vectors
-        call.c = cnp.PyArray_DIM(x, nd - 1)
-        call.n1, call.n2 = 1, cnp.PyArray_SIZE(x) // call.c
+        call.c = cnp.PyArray_DIM(x, axis)
+        call.n1 = call.n2 = 1
+        for k in range(nd):
+            if k != axis:
+                kept[k - (k > axis)] = cnp.PyArray_DIM(x, k)
+                if k < axis < nd - 1:
+                    call.n1 *= cnp.PyArray_DIM(x, k)
+                else:
+                    call.n2 *= cnp.PyArray_DIM(x, k)
         results = [None] * len(outs)
         for o in range(call.operands):
             operand = ins[o] if o < self.inputs else outs[o - self.inputs]
@@ -239,7 +248,10 @@ cdef class Kernel:
                 p.data = NULL
                 continue
             if operand is None and p.output:
-                a = cnp.PyArray_EMPTY(nd if p.kind == FS_ROW else nd - 1, cnp.PyArray_DIMS(x), typenum, 0)
+                if p.kind == FS_ROW:
+                    a = cnp.PyArray_EMPTY(nd, cnp.PyArray_DIMS(x), typenum, 0)
+                else:
+                    a = cnp.PyArray_EMPTY(nd - 1, kept, typenum, 0)
             else:
                 if type(operand) is not np.ndarray:
                     return None
@@ -249,7 +261,7 @@ cdef class Kernel:
                         or not cnp.PyArray_ISCARRAY_RO(a)):
                     return None
                 for k in range(cnp.PyArray_NDIM(a)):
-                    if cnp.PyArray_DIM(a, k) != cnp.PyArray_DIM(x, k):
+                    if cnp.PyArray_DIM(a, k) != (cnp.PyArray_DIM(x, k) if p.kind == FS_ROW else kept[k]):
                         return None
                 if p.output:
                     if not cnp.PyArray_ISWRITEABLE(a):
@@ -259,8 +271,13 @@ cdef class Kernel:
                         if type(other) is np.ndarray and overlaps(a, other):
                             return None
             p.data = cnp.PyArray_BYTES(a)
-            p.s2 = self.itemsize * call.c if p.kind == FS_ROW else cnp.PyArray_ITEMSIZE(a)
-            p.sc = self.itemsize
+            p.s2 = p.sc = cnp.PyArray_ITEMSIZE(a)
+            p.s1 = call.n2 * p.s2
+            if p.kind == FS_ROW and axis == nd - 1:
+                p.s2 *= call.c
+            elif p.kind == FS_ROW:
+                p.sc *= call.n2
+                p.s1 *= call.c
             if p.output:
                 results[o - self.inputs] = a
         o = 0
@@ -375,11 +392,11 @@ def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double sc
     ins = (x, y, 1.0, 1.0, upstream) if gradient else (x, y, 1.0, 1.0)
     outs = (None, grad_out) if gradient else (None,)
     if reduction == "none":
-        done = kernel.run_quick(ins, outs, params, threads, -1, NULL)
+        done = kernel.run_quick(ins, outs, params, threads, -1, -1, NULL)
         if done is None:
             return None
         return (done[0] if done[0].ndim else done[0][()]), done[1] if gradient else None
-    done = kernel.run_quick(ins, outs, params, threads, kernel.inputs, &value)
+    done = kernel.run_quick(ins, outs, params, threads, -1, kernel.inputs, &value)
     if done is None:
         return None
     if kernel.itemsize == 4:

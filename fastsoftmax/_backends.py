@@ -63,7 +63,7 @@ class Backend(Protocol):
         """Return None if the backend can run, else the reason."""
 
     def quick(
-        self, op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]
+        self, op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], axis: int = -1
     ) -> list[Any] | None:
         """Compute the straight case, or return None."""
 

@@ -35,8 +35,8 @@ def _like(name: str, value: Any, first: str, shape: tuple[int, ...]) -> Array:
 
 def _row_rule(op: str, names: tuple[str, str], a: Any, b: Any, axis: Any, scale: Any, out: Any) -> Any:
     """Run a rule (c),(c)->(c)."""
-    if type(axis) is int and axis == -1 and type(scale) is float and math.isfinite(scale):
-        done = _backends.current().quick(op, (a, b), (out,), (scale,))
+    if type(axis) is int and type(scale) is float and math.isfinite(scale):
+        done = _backends.current().quick(op, (a, b), (out,), (scale,), axis)
         if done is not None:
             return done[0]
     first = _plan.as_real(names[0], a)

@@ -33,11 +33,11 @@ def _where(where: Any, shape: tuple[int, ...]) -> Array | None:
 
 def _quick(op: str, x: Any, axis: Any, where: Any, scale: Any, dtype: Any, out: Any, *more: float) -> list[Any] | None:
     """Compute what needs no plan, or return None."""
-    if type(axis) is not int or axis != -1 or where is not None or dtype is not None or type(scale) is not float:
+    if type(axis) is not int or where is not None or dtype is not None or type(scale) is not float:
         return None
     if not _plan.SCALES[0] <= scale <= _plan.SCALES[1]:
         return None
-    return _backends.current().quick(op, (x,), (out,), (scale, *more))
+    return _backends.current().quick(op, (x,), (out,), (scale, *more), axis)
 
 
 def _rowwise(op: str, x: Any, axis: Any, where: Any, scale: Any, empty: Any, dtype: Any, out: Any) -> Any:

@@ -39,5 +39,5 @@ class Kernel:
         gradient: int = -1,
     ) -> None: ...
     def quick(
-        self, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], threads: int
+        self, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], threads: int, axis: int = -1
     ) -> list[Any] | None: ...

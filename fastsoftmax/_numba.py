@@ -75,7 +75,9 @@ def why_not() -> str | None:
     return _import()
 
 
-def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
+def quick(
+    op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], axis: int = -1
+) -> list[Any] | None:
     """Return None: entering a compiled function costs more than the plan saves."""
     return None
 

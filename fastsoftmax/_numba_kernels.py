@@ -1787,7 +1787,8 @@ def softmax(x, y, c, first, last, scale, empty, ways):
             m = select(ok, m, 0.0)
             frame = row_frame(px, m, scale)
             total, total_lo = row_exp_sum(a, n, constants, frame, b, True, way)
-            total_lo = total_lo + exp_top(px, m, constants, frame, way)[2]
+            # Of one class the rounded term is its own sum: the result is 1.
+            total_lo = (total_lo + exp_top(px, m, constants, frame, way)[2]) * (0.0 if c == 1 else 1.0)
             inverse, inverse_lo = quotient(1.0 / unit, 0.0, total, total_lo)
             f, f_lo = two_parts(px, inverse, inverse_lo)
             each_block(WRITTEN, n, way, softmax_part, (b, f, f_lo, unit, ok, spread(px, bad)))

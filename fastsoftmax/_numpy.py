@@ -27,7 +27,9 @@ def why_not() -> str | None:
     return None
 
 
-def quick(op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> list[Any] | None:
+def quick(
+    op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], axis: int = -1
+) -> list[Any] | None:
     """Return None: the reference has one way."""
     return None
 

@@ -47,7 +47,7 @@ def agrees(public: str, op: Op, dtype: np.dtype, shape: tuple[int, ...], axis: A
     operands = [LAYOUTS[layouts[k % len(layouts)]](a) if isinstance(a, np.ndarray) else a for k, a in enumerate(arrays)]
     # A list of float32 would be read as float64: lists are only made of what they read as.
     results = call(public, op, operands, axis=axis)
-    for (name, kind), result, e in zip(op.outs, results, expected, strict=True):
+    for (name, kind), result, e in zip(op.outs, results, expected[: len(op.outs)], strict=True):
         what = f"{public}, {dtype}, shape {shape}, axis {axis}, {layouts}, output {name}"
         batch = split(shape, axis)[0]
         if kind == ROW:
@@ -85,7 +85,7 @@ def test_zero_strides(room: Room, dtype: np.dtype, public: str, op: Op) -> None:
         expected = compute(
             op, dtype, [np.ascontiguousarray(a) if isinstance(a, np.ndarray) else a for a in views], params
         )
-        for result, e in zip(call(public, op, views), expected, strict=True):
+        for result, e in zip(call(public, op, views), expected[: len(op.outs)], strict=True):
             assert_same_bits(result, e, public)
 
 
@@ -110,7 +110,7 @@ def test_other_dtypes(room: Room, public: str, op: Op, narrow: str) -> None:
     wide = [a.astype(computing) if isinstance(a, np.ndarray) and a.dtype == given_as else a for a in low]
     wide = [ins[k] if kind == LABEL else a for k, ((_, kind), a) in enumerate(zip(op.ins, wide))]
     expected = compute(op, computing, wide, params)
-    for (name, _), result, e in zip(op.outs, call(public, op, low), expected, strict=True):
+    for (name, _), result, e in zip(op.outs, call(public, op, low), expected[: len(op.outs)], strict=True):
         with np.errstate(all="ignore"):
             kept = np.float32 if name in ("loss", "slope") else given_as
             assert_same_bits(result, e.astype(kept) if is_float else e, f"{public} {narrow} {name}")

@@ -26,7 +26,9 @@ class _Oracle:
         """Return None: it can always run."""
         return None
 
-    def quick(self, op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...]) -> None:
+    def quick(
+        self, op: str, ins: tuple[Any, ...], outs: tuple[Any, ...], params: tuple[float, ...], axis: int = -1
+    ) -> None:
         """Return None: every call takes the ordinary way."""
 
     def kernel(self, op: str, dtype: np.dtype[Any]) -> _backends.Kernel:
