@@ -493,14 +493,19 @@ static int is_strided(const fs_call *call, const fs_operand *x)
     return x->kind == FS_ROW && call->c > 1 && x->sc != SIZE[x->type];
 }
 
+/* Bytes of an operand below which the number of classes does not matter: by_class bounds the pages that are open at a time, and
+ * these are few (softmax of 1000 rows of 100 floats side by side: 125 us transposed, 81 as they are). */
+enum { FEW_BYTES = 1 << 20 };
+
 /* Whether a kernel takes an operand's rows side by side.  A tile of them must not be tiny. */
 static int is_by_class(const fs_job *job, const fs_call *call, int o)
 {
     const fs_operand *x = &call->operand[o];
     const fs_staging *staging = &call->staging[call->itemsize == 8];
     int many = call->n2 >= SIDE_BY_SIDE && call->n2 * call->c * call->itemsize >= fs_tuned.flat_bytes / 2;
-    return is_strided(call, x) && x->s2 == SIZE[x->type] && !call->options &&
-           (call->c <= fs_tuned.by_class || call->n1 * call->n2 * call->c * call->itemsize <= 1 << 20) && staging->in_columns(call->c, call->vectors) && (job->linear[o] || many);
+    int few = call->c <= fs_tuned.by_class || call->n1 * call->n2 * call->c * call->itemsize <= FEW_BYTES;
+    return is_strided(call, x) && x->s2 == SIZE[x->type] && !call->options && few &&
+           staging->in_columns(call->c, call->vectors) && (job->linear[o] || many);
 }
 
 /* Whether it does so where they are: they are of its own type, and, if they are to be stored past the caches, vectors of them
