@@ -626,8 +626,11 @@ def test_signals_leave_nothing_behind(files, tmp_path, number, status):
     x, y = draw()
     paths = files(x, y)
     slow = """
-import sys, time
+import signal, sys, time
 from fastsoftmax._cli import main, score
+# A shell's background jobs ignore SIGINT, those of nohup SIGHUP, and their children inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 score.BLOCK_BYTES = 1000
 honest = score.softmax
 score.softmax = lambda *a, **k: (time.sleep(0.2), honest(*a, **k))[1]
