@@ -513,9 +513,10 @@ def entropy_slope_cancels(right, x, v, g, *, scale, empty):
 
 @breaks("kl_divergence kl_divergence_grad")
 def entropy_of_the_target_left_out(right, x, t, v, *g, scale, empty):
-    return OPS["cross_entropy_probs"].definition(
+    loss, *_ = OPS["cross_entropy_probs"].definition(
         x, t, np.ones_like(x[0]), v, scale=scale, empty=empty, keep=1, spread=0, zloss=0
-    ) + right(x, t, v, *g, scale=scale, empty=empty)[1:]  # fmt: skip
+    )
+    return (loss, *right(x, t, v, *g, scale=scale, empty=empty)[1:])
 
 
 @breaks("kl_divergence")
