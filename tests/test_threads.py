@@ -61,7 +61,7 @@ def job(engine: str, code: str, timeout: float = 120, **more: str | None) -> Non
     start = "import os, sys, threading\nfrom parallel_job import *\nfrom parallel_job import np, fs, _numba\n"
     end = f"\nimport numba\nassert numba.threading_layer() == {layer!r}" if layer else ""
     out = prints(start + code + end + "\nprint('done')", timeout, **environment(engine, **more))
-    assert out.splitlines()[-1] == "done"  # TBB writes to stdout when its process forks
+    assert "done" in out.splitlines()  # TBB writes to stdout when its process forks, sometimes only at its end
 
 
 # --- threads ------------------------------------------------
