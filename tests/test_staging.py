@@ -323,10 +323,12 @@ def test_options_on_16_bits(op: Op, narrow: np.dtype) -> None:
 
 @pytest.mark.parametrize("narrow", NARROW)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_doubles_are_rounded_once(room: Room, narrow: np.dtype) -> None:
+def test_doubles_are_rounded_once(room: Room, narrow: np.dtype, request: pytest.FixtureRequest) -> None:
     """A double beside a tie between two 16-bit numbers goes to its side, though as a float it would be the tie."""
     if narrow == BF16 and narrow.name not in _backends.current().reads.get(F8, ()):
-        pytest.skip("ml_dtypes, which converts here, rounds to float32 first")
+        # Not skipped: should ml_dtypes round once some day, this says so.
+        known = "ml_dtypes, which converts here, rounds to float32 first"
+        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=known))
     x = np.unique(np.arange(1 << 16, dtype=np.uint16).view(narrow).astype(F8))
     x = x[np.isfinite(x)]
     ties = (x[:-1] + x[1:]) / 2
