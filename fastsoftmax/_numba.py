@@ -36,11 +36,12 @@ MODULES = ("_numba_kernels", "_numba_divergences", "_numba_second_order")
 # compute cost little by themselves.
 FEW = {np.dtype(np.float32): 128, np.dtype(np.float64): 128}
 FEW_READ = {np.dtype(np.float32): 256, np.dtype(np.float64): 128}
-FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 16}
+FEW_SAVED = {np.dtype(np.float32): 32, np.dtype(np.float64): 32}
 
-# With the cores idle, two threads break even at 2**15 elements (a softmax of 32 x 1000 took 18 us on one and 17 us on
-# two, 128 x 1000 took 65 and 41); with busy cores Numba's threads wait for each other much longer.
-PARALLEL_ELEMENTS = 1 << 17
+# With the cores idle, two threads break even at 128 KB (a softmax of 32 x 1000 float32 took 18 us on one and 17 us on
+# two, 128 x 1000 took 65 and 41); with busy cores Numba's threads wait for each other much longer.  In bytes: a float64
+# costs what two float32 cost (125 x 1000 on one thread took twice the time of the compiled backend).
+PARALLEL_BYTES = 1 << 19
 
 # Fewer rows per thread than this are computed by all threads together if they are long.
 FEW_ROWS = 4
@@ -247,7 +248,7 @@ def kernel(op: str, dtype: np.dtype[Any]) -> Kernel:
             way = (rooms.ctypes.data, words, rows if together else 0)
             if together:
                 tasks, chunk = threads, 1
-        several = tasks > chunk and max(rows * c, outs[0].size) >= PARALLEL_ELEMENTS
+        several = tasks > chunk and max(rows * c, outs[0].size) * dtype.itemsize >= PARALLEL_BYTES
         if not (several and _launch(parallel, threads, tuple(operands), c, tasks, chunk, params, way)):
             serial(*operands, c, 0, rows, *params, way)
         for target, result in zip(outs, results):

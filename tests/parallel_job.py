@@ -17,7 +17,7 @@ from fastsoftmax import _backends, _numba
 # From Python 3.12 on any fork of a process with threads is warned of, NumPy's own threads included.
 warnings.filterwarnings("ignore", ".*use of fork.. may lead to deadlocks", DeprecationWarning)
 
-_numba.PARALLEL_ELEMENTS = 1
+_numba.PARALLEL_BYTES = 1
 
 BACKEND = os.environ["JOB_BACKEND"]
 THREADS = 2

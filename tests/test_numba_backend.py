@@ -23,7 +23,7 @@ import numba
 import fastsoftmax as fs
 from fastsoftmax import _numba
 
-_numba.PARALLEL_ELEMENTS = 1
+_numba.PARALLEL_BYTES = 1
 x = np.random.default_rng(0).normal(size=(501, 20)).astype(np.float32)
 fs.set_num_threads(1)
 with fs.use_backend("numba"):
@@ -75,9 +75,9 @@ def test_threads_do_not_show(name: str, classes: int, monkeypatch: pytest.Monkey
     for dtype in (np.dtype(np.float32), np.dtype(np.float64)):
         ins, params = Case("normal", 77, classes, options).build(op, dtype)
         with _backends.use_backend("numba"):
-            monkeypatch.setattr(_numba, "PARALLEL_ELEMENTS", 1 << 60)
+            monkeypatch.setattr(_numba, "PARALLEL_BYTES", 1 << 60)
             serial = compute(op, dtype, ins, params)
-            monkeypatch.setattr(_numba, "PARALLEL_ELEMENTS", 1)
+            monkeypatch.setattr(_numba, "PARALLEL_BYTES", 1)
             parallel = compute(op, dtype, ins, params)
         for a, b in zip(parallel, serial, strict=True):
             assert_same_bits(a, b, name)
