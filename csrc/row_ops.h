@@ -64,7 +64,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define SEND(operand, i, g)                                                                                           \
     do {                                                                                                              \
         if (cols)                                                                                                     \
-            NAME(send)(t, operand, i, g, operand##_columns);                                                          \
+            NAME(send)(t, operand, i, g, operand##_columns, NULL, NULL, 0);                                           \
     } while (0)
 /* Element k of row r of a group: in its columns, or in memory; and all of them. */
 #define ELEMENT(operand, i, r, k)                                                                                     \
@@ -140,8 +140,8 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
-            SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                           \
-            SET_LINES(p, rows_y, rows_y_);                                                                                       \
+            SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
+            SET_LINES(p, rows_y, rows_y_);                                                                            \
             sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                               \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
@@ -178,6 +178,27 @@ FS_INLINE void NAME(widen)(const GROUP *G, const REAL *from, double *to)
 #else
         d_store(to + o, d_load(from + o));
 #endif
+    }
+}
+
+/* A group's numbers into an operand that has one a row. */
+FS_INLINE void NAME(give)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const double *from)
+{
+    if (t->step[operand] != sizeof(REAL)) {
+        for (ptrdiff_t r = 0; r < g; r++)
+            ONE(operand, i + r) = (REAL)from[r];
+        return;
+    }
+    for (ptrdiff_t o = 0; o < g; o += W) {
+#if FS_FLOAT
+        VEC v = f_narrow(d_load(from + o), d_load(from + o + d_W));
+#else
+        VEC v = d_load(from + o);
+#endif
+        if (o + W <= g)
+            V(store)(ROW(operand, i) + o, v);
+        else
+            V(store_head)(ROW(operand, i) + o, g - o, v);
     }
 }
 
@@ -302,8 +323,7 @@ static void NAME(give_lse)(const fs_tile *t, int S, ptrdiff_t i, ptrdiff_t g, co
         for (ptrdiff_t r = 0; r < g; r++)
             if (G->special >> r & 1)
                 s[r] = G->kind[r] == IS_NAN ? NAN : m[r];
-    for (ptrdiff_t r = 0; r < g; r++)
-        ONE(S, i + r) = (REAL)s[r];
+    NAME(give)(t, S, i, g, s);
 }
 
 FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
@@ -856,6 +876,27 @@ FS_INLINE void NAME(give_extras)(const fs_tile *t, int LSE, ptrdiff_t i, ptrdiff
         NAME(give_top)(t, 0, LSE + 1, i, g, G, G->s, col, cols);
 }
 
+/* The labels of a group's rows, 0 for those to ignore, whose bits are returned. */
+FS_INLINE uint64_t NAME(labels_of)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, int64_t ignore, int64_t *to)
+{
+    const int64_t *from = &LABEL(operand, i);
+    if (t->step[operand] != sizeof *from) {
+        for (ptrdiff_t r = 0; r < g; r++)
+            to[r] = LABEL(operand, i + r);
+        from = to;
+    }
+    int64_t any = 0;
+    uint64_t ignored = 0;
+    for (ptrdiff_t r = 0; r < g; r++) { /* without branches, for the compiler to vectorise */
+        int64_t skip = from[r] == ignore;
+        any |= skip;
+        to[r] = skip ? 0 : from[r];
+    }
+    for (ptrdiff_t r = 0; any && r < g; r++)
+        ignored |= (uint64_t)(LABEL(operand, i + r) == ignore) << r;
+    return ignored;
+}
+
 FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what)
 {
     enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 6, LSE = 5, LSE_GRAD = 7 };
@@ -875,6 +916,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     TERMS_ASIDE(slope);
     GROUP G;
     REAL at[ROOM] = {0}, term[ROOM];
+    int64_t y[ROOM] = {0};
     double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
     for (int r = 0; r < ROOM; r++)
         wy[r] = v[r] = up[r] = 1;
@@ -899,17 +941,12 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             NAME(give_extras)(t, gradient ? LSE_GRAD : LSE, i, g, &G, scale, OF(X, i, 0), cols);
         REAL hi[ROOM], lo[ROOM], u[ROOM];
         double spreads[ROOM], factor[ROOM], target[ROOM], loss[ROOM];
-        uint64_t ignored = 0;
-        for (ptrdiff_t r = 0; r < g; r++) {
-            int64_t y = LABEL(LABELS, i + r);
-            if (y == ignore) {
-                ignored |= 1ull << r;
-                y = 0;
-            }
-            at[r] = ELEMENT(X, i, r, y);
-            if (w)
-                wy[r] = w[y];
-        }
+        const uint64_t ignored = NAME(labels_of)(t, LABELS, i, g, ignore, y);
+        for (ptrdiff_t o = 0; o < g; o += W)
+            for (ptrdiff_t r = o; r < o + W && (cols || r < g); r++) /* of panels whole ones, which is unrolled */
+                at[r] = cols ? X_columns[o * t->c + y[r] * W + (r - o)] : ROW(X, i + r)[y[r]];
+        for (ptrdiff_t r = 0; w && r < g; r++)
+            wy[r] = w[y[r]];
         NAME(ones)(t, V_, i, g, v);
         if (gradient)
             NAME(ones)(t, G_GRAD, i, g, up);
@@ -977,8 +1014,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 if (ignored >> r & 1)
                     loss[r] = 0;
             }
-        for (ptrdiff_t r = 0; r < g; r++)
-            ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)loss[r];
+        NAME(give)(t, gradient || slope ? LOSS_GRAD : LOSS, i, g, loss);
         if (slope) {
             /* sum of g_c u_c, where the g sum to 2 zloss lse: the direction may be taken relative to the target's. */
             SUMS a, b;
@@ -986,7 +1022,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             REAL ref[ROOM] = {0};
             for (ptrdiff_t r = 0; r < g; r++)
                 if (at[r] != -(REAL)INFINITY && !(ignored >> r & 1))
-                    ref[r] = ELEMENT(U, i, r, LABEL(LABELS, i + r));
+                    ref[r] = ELEMENT(U, i, r, y[r]);
             FOR_PASSES(r, g) {
                 PASS p = FORWARD_PASS(X, ASIDE(r), i, r);
                 p.other = p.x;
@@ -1034,15 +1070,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 NAME(emit_index_all)(&p, cols);
             }
         }
-        for (ptrdiff_t r = 0; r < g; r++)
-            if (!(ignored >> r & 1))
-                ELEMENT(DX, i, r, LABEL(LABELS, i + r)) = (REAL)target[r];
         FILL_SPECIAL(DX, i, g, 0);
-        if (ignored)
-            for (ptrdiff_t r = 0; r < g; r++)
-                if (ignored >> r & 1)
-                    FILL(DX, i, r, 0);
-        SEND(DX, i, g);
+        for (ptrdiff_t r = 0; ignored && r < g; r++)
+            if (ignored >> r & 1)
+                FILL(DX, i, r, 0);
+        if (cols)
+            NAME(send)(t, DX, i, g, DX_columns, y, target, G.special | ignored);
+        else
+            NAME(put)((char *)ROW(DX, i), t->step[DX], sizeof(REAL), g, y, target, G.special | ignored);
         if (hess) {
             FILL_SPECIAL(HESS, i, g, 0);
             for (ptrdiff_t r = 0; r < g; r++)
@@ -1286,8 +1321,9 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 #define DEFINE_KERNEL(op, vectors)                                                                                    \
     static void NAME(op)(const fs_tile *t)                                                                            \
     {                                                                                                                 \
+        const fs_tile own = *t; /* which no store can change, as the compiler sees */                                 \
         if (NAME(in_columns)(t->c, vectors))                                                                          \
-            NAME(op##_rows)(t, 1);                                                                                    \
+            NAME(op##_rows)(&own, 1);                                                                                 \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                    \
         if (t->stream)                                                                                                \

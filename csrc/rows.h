@@ -88,7 +88,7 @@ FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
  * gradient of 20 to 50 classes of float32 1.57 to 1.79 memcpys, not 1.43 to 1.57. */
 #define ROWS_GROUP ((16 << 10) / (ptrdiff_t)sizeof(REAL))
 #define COLUMNS_GROUP ((4 << 10) / (ptrdiff_t)sizeof(REAL))
-#define COLUMNS_ROOM (COLUMNS_MAX * W > COLUMNS_GROUP ? COLUMNS_MAX * W : COLUMNS_GROUP)
+#define COLUMNS_ROOM (COLUMNS_MAX * W > 2 * COLUMNS_GROUP ? COLUMNS_MAX * W : 2 * COLUMNS_GROUP)
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
 
@@ -98,6 +98,7 @@ FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
 typedef struct {
     double scale;
     VEC rate, hi, lo, s;
+    VEC far, drop; /* FAR and DROP, of x */
 } EXPK;
 
 static EXPK NAME(exp_constants)(double scale)
@@ -140,6 +141,8 @@ static EXPK NAME(exp_constants)(double scale)
     k.hi = V(set1)((REAL)hi);
     k.lo = V(set1)((REAL)lo);
     k.s = V(set1)((REAL)scale);
+    k.far = V(set1)((REAL)(FAR / scale));
+    k.drop = V(set1)((REAL)(DROP / scale));
     return k;
 }
 
@@ -580,12 +583,18 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     }
     const REAL *y = x + i;
     REAL *z = save + (save ? i : 0);
+    const char *next = p->next_x, *to = p->rows_y;
     EACH_VECTOR(
         cols, c - i,
         {
-            if (cols)
-                FETCH(p, j);
-            else if (j % (64 / (ptrdiff_t)sizeof(REAL)) == 0)
+            if (cols) { /* FETCH, but in columns there are always next rows */
+                __builtin_prefetch(next);
+                next += p->next_x_apart;
+                if (to) {
+                    __builtin_prefetch(to, 1);
+                    to += p->rows_y_apart;
+                }
+            } else if (j % (64 / (ptrdiff_t)sizeof(REAL)) == 0)
                 FETCH_AHEAD;
             VEC e = NAME(acc_exp)(&s0, k, V(load)(y + j), base, floor, top);
             if (save)
@@ -699,7 +708,7 @@ FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
 {
     ptrdiff_t g = (cols ? COLUMNS_GROUP : ROWS_GROUP) / c, most = cols ? ROOM : W;
     if (cols)
-        g = g / W * W < W ? W : g / W * W;
+        g = g >= 2 * W ? g / W * W : g >= W ? 2 * W : W; /* two panels if they may */
     return g < 1 ? 1 : g > most ? most : g;
 }
 
@@ -728,12 +737,14 @@ FS_INLINE NAME(lines) NAME(lines_of)(const fs_tile *t, int operand, ptrdiff_t r,
     return (NAME(lines)){(const char *)NAME(row)(t, operand, r + g), W * sizeof(REAL)};
 }
 
-/* The lines of an operand that a pass over rows from r on will lead to; none of what will be stored past the caches. */
+/* The lines of an operand that a pass over rows from r on will lead to; nothing new of what will be stored past the caches. */
 FS_INLINE NAME(lines) NAME(lines_to)(const fs_tile *t, int operand, ptrdiff_t r, const int cols)
 {
     const char *at = (const char *)NAME(row)(t, operand, r);
+    if (cols && t->stream >> operand & 1)
+        return (NAME(lines)){(const char *)t, 0};
     if (cols && NAME(by_class)(t, operand))
-        return t->stream >> operand & 1 ? (NAME(lines)){0} : (NAME(lines)){at + W * sizeof(REAL) - 1, t->apart[operand]};
+        return (NAME(lines)){at + W * sizeof(REAL) - 1, t->apart[operand]};
     return (NAME(lines)){at, W * sizeof(REAL)};
 }
 
@@ -773,36 +784,62 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
             V(store)(col + W, v[1]);
             continue;
         }
-        const char *p = row;
-        ptrdiff_t k = 0;
-        for (; k + Q <= c; k += Q, p += 16) {
+        for (ptrdiff_t k = 0; c >= Q && k < c; k += Q) {
+            k = k > c - Q ? c - Q : k; /* the last quad may begin in the one before */
+            const char *p = row + k * (ptrdiff_t)sizeof(REAL);
             for (int a = 0; a < Q; a++)
                 v[a] = V(load_quads)((const REAL *)(p + a * step), Q * step);
             V(transpose_quads)(v);
             for (int a = 0; a < Q; a++)
                 V(store)(col + (k + a) * W, v[a]);
         }
-        if (k < c) {
+        if (c < Q) {
             for (int a = 0; a < Q; a++)
-                v[a] = V(load_quads_head)((const REAL *)(p + a * step), Q * step, c - k);
+                v[a] = V(load_quads_head)((const REAL *)(row + a * step), Q * step, c);
             V(transpose_quads)(v);
-            for (int a = 0; a < Q - 1 && k + a < c; a++)
-                V(store)(col + (k + a) * W, v[a]);
+            for (int a = 0; a < Q - 1 && a < c; a++)
+                V(store)(col + a * W, v[a]);
         }
     }
 }
 
-/* And back: columns to rows. */
-FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const REAL *col)
+/* Numbers into rows at their labels, but for the rows of `besides`. */
+FS_INLINE void NAME(put)(char *row, ptrdiff_t step, ptrdiff_t apart, ptrdiff_t g, const int64_t *label, const double *from,
+                         uint64_t besides)
 {
-    const ptrdiff_t step = t->step[operand], c = t->c;
-    const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
-    char *row = t->data[operand] + i * step;
+    for (ptrdiff_t r = 0; r < g; r++, row += step)
+        if (__builtin_expect(!(besides >> r & 1), 1))
+            *(REAL *)(row + label[r] * apart) = (REAL)from[r];
+}
+
+/* Contiguous bytes past the caches, but for what is not a whole line; `from` lies in its first line as `to` does. */
+FS_INLINE void NAME(stream_out)(char *to, const char *from, ptrdiff_t bytes)
+{
+    const ptrdiff_t line = 64, head = (ptrdiff_t)(-(uintptr_t)to % 64) < bytes ? (ptrdiff_t)(-(uintptr_t)to % 64) : bytes;
+    memcpy(to, from, (size_t)head);
+    ptrdiff_t b = head;
+    for (; b + line <= bytes; b += line)
+        for (ptrdiff_t o = 0; o < line; o += W * (ptrdiff_t)sizeof(REAL))
+            V(stream)((REAL *)(to + b + o), V(load)((const REAL *)(from + b + o)));
+    memcpy(to + b, from + b, (size_t)(bytes - b));
+}
+
+/* And back: columns to rows, and numbers at their labels in place of theirs, if `label` is given (put). */
+FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col, const int64_t *label,
+                          const double *numbers, uint64_t besides)
+{
+    const ptrdiff_t step = t->step[operand], c = t->c, size = sizeof(REAL);
+    const int pairs = c == 2 && step == 2 * size;
+    REAL lines[COLUMNS_ROOM + 64 / sizeof(REAL)] __attribute__((aligned(64)));
+    char *const out = t->data[operand] + i * step;
+    char *row = out;
     VEC v[Q];
     if (NAME(by_class)(t, operand)) {
         const ptrdiff_t whole = g / W * W, left = g - whole;
-        const uintptr_t lines = (uintptr_t)row | (uintptr_t)t->apart[operand] | (uintptr_t)g * sizeof(REAL);
-        const int stream = t->stream >> operand & 1 && lines % 64 == 0;
+        const uintptr_t ends = (uintptr_t)row | (uintptr_t)t->apart[operand] | (uintptr_t)g * sizeof(REAL);
+        const int stream = t->stream >> operand & 1 && ends % 64 == 0;
+        for (ptrdiff_t r = 0; label && r < g; r += W)
+            NAME(put)((char *)(col + r * c), size, W * size, g - r < W ? g - r : W, label + r, numbers + r, besides >> r);
         for (ptrdiff_t k = 0; k < c; k++, row += t->apart[operand]) {
             REAL *y = (REAL *)row;
             if (stream)
@@ -816,12 +853,15 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
         }
         return;
     }
+    const int stream = t->stream >> operand & 1 && step == c * size;
+    char *const rows = stream ? (char *)lines + (uintptr_t)out % 64 : out;
+    row = rows;
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
         if (left < W) {
             for (ptrdiff_t r = 0; r < left; r++)
                 for (ptrdiff_t k = 0; k < c; k++)
                     ((REAL *)(row + r * step))[k] = col[k * W + r];
-            return;
+            break;
         }
         if (pairs) {
             v[0] = V(load)(col);
@@ -831,23 +871,27 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
             V(store)((REAL *)row + W, v[1]);
             continue;
         }
-        char *p = row;
-        ptrdiff_t k = 0;
-        for (; k + Q <= c; k += Q, p += 16) {
+        for (ptrdiff_t k = 0; c >= Q && k < c; k += Q) {
+            k = k > c - Q ? c - Q : k;
+            char *p = row + k * size;
             for (int a = 0; a < Q; a++)
                 v[a] = V(load)(col + (k + a) * W);
             V(transpose_quads)(v);
             for (int a = 0; a < Q; a++)
                 V(store_quads)((REAL *)(p + a * step), Q * step, v[a]);
         }
-        if (k < c) {
+        if (c < Q) {
             for (int a = 0; a < Q; a++)
-                v[a] = V(load)(col + (k + a < c ? k + a : k) * W);
+                v[a] = V(load)(col + (a < c ? a : 0) * W);
             V(transpose_quads)(v);
             for (int a = 0; a < Q; a++)
-                V(store_quads_head)((REAL *)(p + a * step), Q * step, c - k, v[a]);
+                V(store_quads_head)((REAL *)(row + a * step), Q * step, c, v[a]);
         }
     }
+    if (label) /* in rows: what was just written to a column cannot be read as a vector for a while */
+        NAME(put)(rows, step, size, g, label, numbers, besides);
+    if (stream)
+        NAME(stream_out)(out, rows, g * step);
 }
 
 /* Where row r of a group begins in its columns; its classes follow W elements apart. */
@@ -862,7 +906,16 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
     for (ptrdiff_t o = 0; o < G->n; o += W) {
         VEC all;
         if (cols) {
-            all = NAME(max_flat)(col + o * t->c, t->c, 1);
+            const REAL *x = col + o * t->c, *end = x + t->c * W;
+            VEC m[4];
+            for (int a = 0; a < 4; a++)
+                m[a] = V(set1)(-(REAL)INFINITY);
+            for (; x + 3 * W < end; x += 4 * W)
+                for (int a = 0; a < 4; a++)
+                    m[a] = V(max)(V(load)(x + a * W), m[a]);
+            all = V(max)(V(max)(m[0], m[1]), V(max)(m[2], m[3]));
+            for (; x < end; x += W)
+                all = V(max)(V(load)(x), all);
         } else {
             VEC m[W];
             for (ptrdiff_t r = 0; r < g; r++)
@@ -890,12 +943,11 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
 {
     for (ptrdiff_t o = 0; o < G->n; o += W) {
         VEC m = V(load)(G->m + o), n;
-        VEC far = V(set1)((REAL)(FAR / k->scale));
-        VEC base = V(select)(V(lt)(far, V(abs)(m)), m, V(set1)(0));
+        VEC base = V(select)(V(lt)(k->far, V(abs)(m)), m, V(set1)(0));
         VEC d = V(sub)(m, base);
         VEC lost, e = NAME(exp_parts)(k, d, &n, &lost);
         V(store)(G->base + o, base);
-        V(store)(G->floor + o, V(sub)(d, V(set1)((REAL)(DROP / k->scale))));
+        V(store)(G->floor + o, V(sub)(d, k->drop));
         V(store)(G->top + o, V(sub)(n, V(set1)(BOOST)));
         const VEC boost = V(set1)(BOOST);
         e = V(scale2)(e, boost);
@@ -1026,12 +1078,25 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
             }
         }
     }
+#if FS_FLOAT
+    for (ptrdiff_t o = 0; o < G->n; o += W) {
+        vd log[HALVES] = {d_load(G->rest + o), d_load(G->rest + o + d_W)};
+        log1p_of_floats(log);
+        for (int h = 0; h < HALVES; h++) {
+            d_store(G->log + o + h * d_W, log[h]);
+            d_store(G->log_hi + o + h * d_W, log[h]);
+            d_store(G->log_lo + o + h * d_W, d_set1(0));
+            KEEP_LOOP;
+        }
+    }
+#else
     for (ptrdiff_t o = 0; o < G->n; o += d_W) {
-        vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), FS_FLOAT ? LOG1P_OF_FLOATS : LOG1P, &low);
+        vd low, high = d_log(d_load(G->rest + o), d_load(G->rest_lo + o), LOG1P, &low);
         d_store(G->log + o, d_add(high, low));
         d_store(G->log_hi + o, high);
         d_store(G->log_lo + o, low);
     }
+#endif
 }
 
 /* scale (a + a_lo) + log of the rows from o on, rounded nearly once: the parts of the log are added one by one, since they can
@@ -1039,6 +1104,10 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
 FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, vd a_lo, double scale)
 {
     const vd high = d_load(G->log_hi + o), s = d_set1(scale);
+#if FS_FLOAT
+    (void)a_lo, (void)high;
+    return d_fma(a, s, d_load(G->log + o));
+#endif
     vd p = d_mul(a, s), t = d_add(p, high), back = d_sub(t, p);
     vd rest = d_add(d_sub(p, d_sub(t, back)), d_sub(high, back));
 #if FS_FUSED

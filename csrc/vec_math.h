@@ -82,11 +82,10 @@ FS_INLINE vd d_tanh(vd u, vd *slope)
     return d_select(d_lt(u, zero), y, d_sub(zero, y));
 }
 
-enum { LOG, LOG1P, LOG1P_OF_FLOATS };
+enum { LOG, LOG1P };
 
 /* log(1 + t + t_lo) for t >= 0 (LOG1P), or log(t) for normal t > 0 (LOG), as the returned part, which is a multiple of
- * ln 2 and exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t.  LOG1P_OF_FLOATS is exact
- * to 2^-30 and two divisions cheaper. */
+ * ln 2 and exact, plus *low, which is below 0.7 and within an ULP.  t_lo is below an ULP of t. */
 FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
 {
     /* u = 1 + t = 2^n f with f in [sqrt(1/2), sqrt(2)); what u's rounding lost is put back, relative to u. */
@@ -94,11 +93,9 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
     vd u = what == LOG ? t : d_add(one, t), lost = what == LOG ? t_lo : zero;
     if (what == LOG1P)
         lost = d_select(d_lt(t, d_set1(0x1p53)), d_div(d_add(d_sub(t, d_sub(u, one)), t_lo), u), zero);
-    if (what == LOG1P_OF_FLOATS) /* where it matters, u is 1 + 2^-20 at most */
-        lost = d_select(d_lt(t, d_set1(0x1p-20)), d_sub(t, d_sub(u, one)), zero);
     vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
     vd f = d_sub(d_scale2(u, d_sub(zero, n)), one);
-    vd sum = d_add(d_set1(2), f), s = what == LOG1P_OF_FLOATS ? d_mul(f, d_reciprocal(sum)) : d_div(f, sum);
+    vd sum = d_add(d_set1(2), f), s = d_div(f, sum);
     vd z = d_mul(s, s), p = d_log_quotient(z);
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
@@ -106,4 +103,22 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
     vd most = d_sub(f, half);
     *low = d_add(most, d_add(d_sub(d_sub(f, most), half), small));
     return d_mul(n, d_set1(LN2_HI_F64_NOFMA));
+}
+
+/* log(1 + t) for f_W numbers t >= 0, in place, to 2^-26.5 of it: what is to be rounded to a float.  1 + t = 2^n (1 + f), where f is
+ * rounded once and for n = 0 is t; only the terms from f^3 on, a 20th of the logarithm, are floats. */
+FS_INLINE void log1p_of_floats(vd *t)
+{
+    const vd one = d_set1(1), root = d_set1(0x1.6a09e667f3bcdp+0);
+    vd n[2], f[2];
+    for (int h = 0; h < 2; h++) {
+        n[h] = d_exponent(d_fma(t[h], root, root));
+        vd power = d_scale2(one, d_sub(d_set1(0), n[h]));
+        f[h] = d_fma(t[h], power, d_sub(power, one));
+    }
+    vf x = f_narrow(f[0], f[1]), rest = f_mul(f_mul(f_mul(x, x), x), f_log1p_quotient(x));
+    for (int h = 0; h < 2; h++) {
+        vd most = d_fnma(d_mul(d_set1(0.5), f[h]), f[h], f[h]);
+        t[h] = d_fma(n[h], d_set1(LN2_HI_F64_FMA), d_add(most, h ? f_widen_hi(rest) : f_widen_lo(rest)));
+    }
 }
