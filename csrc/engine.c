@@ -422,9 +422,9 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
         } else {
             s.tile.data[o] = x->data == NULL ? NULL : row_of(job, o, start);
             s.tile.step[o] = x->s2;
-            s.tile.stream |= (unsigned)(job->stream && x->output && x->kind == FS_ROW) << o;
             if (job->by_class[o]) {
                 s.tile.apart[o] = x->sc;
+                s.tile.stream |= (unsigned)job->stream << o;
                 s.tile.ahead[o] = next < job->rows ? row_of(job, o, next) - s.tile.data[o] : 0;
             }
         }

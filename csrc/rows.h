@@ -741,10 +741,9 @@ FS_INLINE NAME(lines) NAME(lines_of)(const fs_tile *t, int operand, ptrdiff_t r,
 FS_INLINE NAME(lines) NAME(lines_to)(const fs_tile *t, int operand, ptrdiff_t r, const int cols)
 {
     const char *at = (const char *)NAME(row)(t, operand, r);
-    if (cols && t->stream >> operand & 1)
-        return (NAME(lines)){(const char *)t, 0};
     if (cols && NAME(by_class)(t, operand))
-        return (NAME(lines)){at + W * sizeof(REAL) - 1, t->apart[operand]};
+        return t->stream >> operand & 1 ? (NAME(lines)){(const char *)t, 0}
+                                        : (NAME(lines)){at + W * sizeof(REAL) - 1, t->apart[operand]};
     return (NAME(lines)){at, W * sizeof(REAL)};
 }
 
@@ -812,27 +811,14 @@ FS_INLINE void NAME(put)(char *row, ptrdiff_t step, ptrdiff_t apart, ptrdiff_t g
             *(REAL *)(row + label[r] * apart) = (REAL)from[r];
 }
 
-/* Contiguous bytes past the caches, but for what is not a whole line; `from` lies in its first line as `to` does. */
-FS_INLINE void NAME(stream_out)(char *to, const char *from, ptrdiff_t bytes)
-{
-    const ptrdiff_t line = 64, head = (ptrdiff_t)(-(uintptr_t)to % 64) < bytes ? (ptrdiff_t)(-(uintptr_t)to % 64) : bytes;
-    memcpy(to, from, (size_t)head);
-    ptrdiff_t b = head;
-    for (; b + line <= bytes; b += line)
-        for (ptrdiff_t o = 0; o < line; o += W * (ptrdiff_t)sizeof(REAL))
-            V(stream)((REAL *)(to + b + o), V(load)((const REAL *)(from + b + o)));
-    memcpy(to + b, from + b, (size_t)(bytes - b));
-}
-
 /* And back: columns to rows, and numbers at their labels in place of theirs, if `label` is given (put). */
 FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col, const int64_t *label,
                           const double *numbers, uint64_t besides)
 {
     const ptrdiff_t step = t->step[operand], c = t->c, size = sizeof(REAL);
     const int pairs = c == 2 && step == 2 * size;
-    REAL lines[COLUMNS_ROOM + 64 / sizeof(REAL)] __attribute__((aligned(64)));
-    char *const out = t->data[operand] + i * step;
-    char *row = out;
+    char *const rows = t->data[operand] + i * step;
+    char *row = rows;
     VEC v[Q];
     if (NAME(by_class)(t, operand)) {
         const ptrdiff_t whole = g / W * W, left = g - whole;
@@ -853,9 +839,6 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
         }
         return;
     }
-    const int stream = t->stream >> operand & 1 && step == c * size;
-    char *const rows = stream ? (char *)lines + (uintptr_t)out % 64 : out;
-    row = rows;
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
         if (left < W) {
             for (ptrdiff_t r = 0; r < left; r++)
@@ -890,8 +873,6 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
     }
     if (label) /* in rows: what was just written to a column cannot be read as a vector for a while */
         NAME(put)(rows, step, size, g, label, numbers, besides);
-    if (stream)
-        NAME(stream_out)(out, rows, g * step);
 }
 
 /* Where row r of a group begins in its columns; its classes follow W elements apart. */
@@ -970,7 +951,7 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
     }
 }
 
-/* a - q b for q = fl(a / b), exactly. */
+/* a - q b for q near a / b, rounded once. */
 FS_INLINE vd NAME(remainder)(vd a, vd q, vd b)
 {
 #if FS_FUSED
@@ -997,10 +978,8 @@ FS_INLINE void NAME(group_sums)(GROUP *G, SUMS *sums, ptrdiff_t g, const int col
 #if FS_FLOAT
         s = d_add(others, d_load(G->top_term + o));
         d_store(G->s + o, s);
-        d_store(G->inverse + o, d_reciprocal(s));
-#else
-        d_store(G->inverse + o, d_div(d_set1(1), s));
 #endif
+        d_store(G->inverse + o, d_reciprocal(s));
     }
 }
 
@@ -1055,13 +1034,12 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
     uint64_t weak = 0;
     for (ptrdiff_t o = 0; o < G->n; o += d_W) {
         vd others = d_load(G->others + o), top = d_load(G->top_term + o);
+        vd y = d_reciprocal(top), q = d_mul(others, y);
 #if FS_FLOAT
-        vd q = d_mul(others, d_reciprocal(top));
         d_store(G->rest_lo + o, d_set1(0));
 #else
-        vd q = d_div(others, top);
         vd left = d_add(NAME(remainder)(others, q, top), d_load(G->others_lo + o));
-        d_store(G->rest_lo + o, d_div(d_fnma(q, d_load(G->top_lo + o), left), top));
+        d_store(G->rest_lo + o, d_mul(d_fnma(q, d_load(G->top_lo + o), left), y));
 #endif
         d_store(G->rest + o, q);
         weak |= (uint64_t)d_bits(d_lt(q, d_set1(DOMINATED))) << o;
@@ -1134,13 +1112,10 @@ FS_INLINE void NAME(group_inverse)(const GROUP *G, const double *factor, REAL *h
         f_store(hi + o, head);
         f_store(lo + o, f_narrow(d_sub(y[0], f_widen_lo(head)), d_sub(y[1], f_widen_hi(head))));
 #else
-        vd s = d_load(G->s + o), f = d_set1(1), y = d_load(G->inverse + o);
-        if (factor) {
-            f = d_load(factor + o);
-            y = d_div(f, s);
-        }
+        const vd s = d_load(G->s + o), inverse = d_load(G->inverse + o), f = factor ? d_load(factor + o) : d_set1(1);
+        vd y = factor ? d_mul(f, inverse) : inverse;
         d_store(hi + o, y);
-        d_store(lo + o, d_div(d_fnma(y, d_load(G->s_lo + o), NAME(remainder)(f, y, s)), s));
+        d_store(lo + o, d_mul(d_fnma(y, d_load(G->s_lo + o), NAME(remainder)(f, y, s)), inverse));
 #endif
     }
 }

@@ -92,10 +92,10 @@ FS_INLINE vd d_log(vd t, vd t_lo, const int what, vd *low)
     const vd one = d_set1(1), zero = d_set1(0);
     vd u = what == LOG ? t : d_add(one, t), lost = what == LOG ? t_lo : zero;
     if (what == LOG1P)
-        lost = d_select(d_lt(t, d_set1(0x1p53)), d_div(d_add(d_sub(t, d_sub(u, one)), t_lo), u), zero);
+        lost = d_select(d_lt(t, d_set1(0x1p53)), d_mul(d_add(d_sub(t, d_sub(u, one)), t_lo), d_reciprocal(u)), zero);
     vd n = d_exponent(d_mul(u, d_set1(0x1.6a09e667f3bcdp+0))); /* sqrt(2) */
     vd f = d_sub(d_scale2(u, d_sub(zero, n)), one);
-    vd sum = d_add(d_set1(2), f), s = d_div(f, sum);
+    vd sum = d_add(d_set1(2), f), s = d_mul(f, d_reciprocal(sum));
     vd z = d_mul(s, s), p = d_log_quotient(z);
     /* log(1 + f) = f - (f^2/2 - s (f^2/2 + z p)): the correction is small against f. */
     vd half = d_mul(d_mul(d_set1(0.5), f), f);
