@@ -991,7 +991,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
 #if FS_FLOAT
                 vd inverse = d_load(G.inverse + o), prob = d_mul(part, inverse), not_prob = d_mul(left, inverse);
 #else
-                vd sum = d_add(s, s_lo), inverse = d_reciprocal(sum), prob = d_mul(part, inverse), not_prob = d_mul(left, inverse);
+                vd sum = d_add(s, s_lo), prob = d_div(part, sum), not_prob = d_div(left, sum);
 #endif
                 d_store(target + o, d_mul(f, d_sub(d_mul(other, prob), d_mul(q, not_prob))));
                 d_store(factor + o, d_mul(f, d_add(other, q)));
