@@ -32,6 +32,9 @@ enum { SIDE_BY_SIDE = 64 };
 
 static const ptrdiff_t SIZE[FS_TYPES] = {4, 8, 2, 2, 1, 8};
 
+/* A sum over fewer runs than this is over blocks of a FEW_RUNS-th of one. */
+enum { FEW_RUNS = 8 };
+
 /* Running sums of one block of rows, so many that additions need not wait for each other. */
 enum { LANES = 8 };
 
@@ -624,8 +627,9 @@ int fs_run(const fs_call *given, int threads)
         /* Runs of whole blocks, whose length depends on the shape alone. */
         job.staged[call.summed] = 1;
         job.shift = 0;
-        job.block = at_most(at_least(1, fs_tuned.run_bytes / at_least(row_bytes, 1)), rows >> 20 ? 1024 : 128);
-        job.run = at_least(1, job.run / job.block) * job.block;
+        const ptrdiff_t few = rows * row_bytes < FEW_RUNS * fs_tuned.run_bytes ? FEW_RUNS : 1; /* for threads to share */
+        job.block = at_most(at_least(1, fs_tuned.run_bytes / few / at_least(row_bytes, 1)), rows >> 20 ? 1024 : 128);
+        job.run = (job.run + job.block - 1) / job.block * job.block;
         job.tile = at_most(job.tile, 4096);
         job.partial = calloc((size_t)((rows + job.block - 1) / job.block), sizeof *job.partial);
         if (job.partial == NULL)

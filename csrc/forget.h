@@ -4,6 +4,9 @@
 #undef NAME
 #undef V
 #undef ACC
+#undef ADD
+#undef ADD_AT
+#undef ADD_REST
 #undef AHEAD
 #undef ALIVE
 #undef ALONG_HERE
@@ -76,6 +79,8 @@
 #undef PASS
 #undef PASS_OF
 #undef PLACES
+#undef PLAIN
+#undef PLAIN_ONSET
 #undef Q
 #undef RAISED
 #undef ROOM

@@ -249,28 +249,29 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
 }
 
 /* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room
- * for the other roundings. */
+ * for the other roundings.  flag: the scale is 1, and hi and lo are m + log. */
 FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
 {
 #if FS_FLOAT
+    if (p->flag)
+        return f_sub(f_sub(x, p->hi), p->lo);
     const VEC low = f_set1(-INFINITY);
     VEC d = f_sub(x, p->m);
-    if (p->flag) /* scale is 1 */
-        return f_sub(f_sub(d, p->hi), p->lo);
     return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
-    vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
-    if (!p->flag) {
-        vd z = d_mul(d, p->u);
-#if FS_FUSED
-        lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
-#else
-        lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
-#endif
-        d = z;
+    vd lost, lost_log;
+    if (p->flag) {
+        vd y = NAME(difference)(x, p->hi, &lost);
+        return d_select(d_lt(d_abs(y), d_set1(INFINITY)), d_add(y, d_sub(lost, p->lo)), y);
     }
-    vd y = NAME(difference)(d, p->hi, &lost_log);
-    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
+    vd d = NAME(difference)(x, p->m, &lost), z = d_mul(d, p->u);
+#if FS_FUSED
+    lost = d_fma(lost, p->u, d_fma(d, p->u, -z));
+#else
+    lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
+#endif
+    vd y = NAME(difference)(z, p->hi, &lost_log);
+    return d_select(d_lt(d_abs(z), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
 #endif
 }
 
@@ -295,8 +296,11 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
         GROUP_TERMS(X, NULL, LINES_TO(Y, i + r), i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < G.n; r++) {
-            log[r] = (REAL)G.log[r];
-            log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
+            /* m + log in two parts: where one class dominates, the second is what remains of x - m at it. */
+            const double m = k.scale == 1 ? G.m[r] : 0, sum = m + G.log[r], back = sum - m;
+            log[r] = (REAL)sum;
+            log_lo[r] = (REAL)(FS_FLOAT ? (m - log[r]) + G.log_hi[r] + G.log_lo[r]
+                                        : (m - (sum - back)) + (G.log[r] - back) + (G.log_hi[r] - G.log[r]) + G.log_lo[r]);
         }
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, OF(Y, i, r), i, r);
@@ -508,49 +512,201 @@ FS_INLINE void NAME(tangents_at_top)(const fs_tile *t, int P, int T, ptrdiff_t i
     }
 }
 
+/* The largest |x| of a row; a NaN may be dropped. */
+FS_INLINE double NAME(largest)(const REAL *x, ptrdiff_t c)
+{
+    VEC m = V(set1)(0), n = m;
+    ptrdiff_t j = 0;
+    for (; j + 2 * W <= c; j += 2 * W) {
+        m = V(max)(V(abs)(V(load)(x + j)), m);
+        n = V(max)(V(abs)(V(load)(x + j + W)), n);
+    }
+    for (; j < c; j += W)
+        m = V(max)(V(abs)(V(load_head)(x + j, c - j < W ? c - j : W, V(set1)(0))), m);
+    REAL lane[W], most = 0;
+    V(store)(lane, V(max)(m, n));
+    for (int k = 0; k < W; k++)
+        most = lane[k] > most ? lane[k] : most;
+    return most;
+}
+
+#define PLAIN_ONSET 4.0
+
+/* sum p and sum p t of a row, lane by lane.  Those of doubles begin at PLAIN_ONSET, and at that times the largest |t|, which
+ * dwarfs what is added: so what an addition loses is known exactly, as in Fast2Sum, and with it what the product lost. */
+FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, double most, ACC *total, ACC *dot)
+{
+    const double far = FS_FLOAT ? 0 : PLAIN_ONSET * most, near = FS_FLOAT ? 0 : PLAIN_ONSET;
+    ACC a0 = {d_set1(near), d_set1(0)}, b0 = {d_set1(far), d_set1(0)}, a1 = a0, b1 = b0;
+#if FS_FLOAT
+#define ADD(a_, b_, x0, x1, t0, t1)                                                                                   \
+    do {                                                                                                              \
+        const vd u_ = x0, v_ = x1;                                                                                    \
+        a_.a = d_add(a_.a, u_);                                                                                       \
+        a_.b = d_add(a_.b, v_);                                                                                       \
+        b_.a = d_fma(u_, t0, b_.a);                                                                                   \
+        b_.b = d_fma(v_, t1, b_.b);                                                                                   \
+    } while (0)
+#define ADD_AT(a_, b_, o)                                                                                             \
+    ADD(a_, b_, d_from_float(x + (o)), d_from_float(x + (o) + d_W), d_from_float(t + (o)), d_from_float(t + (o) + d_W))
+#define ADD_REST(a_, b_, v, w) ADD(a_, b_, f_widen_lo(v), f_widen_hi(v), f_widen_lo(w), f_widen_hi(w))
+#else
+#define ADD_REST(a_, b_, v, w)                                                                                        \
+    do {                                                                                                              \
+        const vd x_ = v, t_ = w, u_ = d_add(a_.a, x_), v_ = d_fma(x_, t_, b_.a);                                      \
+        a_.b = d_add(a_.b, d_sub(x_, d_sub(u_, a_.a)));                                                               \
+        b_.b = d_add(b_.b, d_fma(x_, t_, d_sub(b_.a, v_)));                                                           \
+        a_.a = u_;                                                                                                    \
+        b_.a = v_;                                                                                                    \
+    } while (0)
+#define ADD_AT(a_, b_, o) ADD_REST(a_, b_, d_load(x + (o)), d_load(t + (o)))
+#endif
+    ptrdiff_t j = 0;
+    for (; j + 2 * W <= c; j += 2 * W) {
+        ADD_AT(a0, b0, j);
+        ADD_AT(a1, b1, j + W);
+    }
+    for (; j < c; j += W) {
+        const ptrdiff_t rest = c - j < W ? c - j : W;
+        const VEC v = V(load_head)(x + j, rest, V(set1)(0)), w = V(load_head)(t + j, rest, V(set1)(0));
+        ADD_REST(a0, b0, v, w);
+    }
+#undef ADD
+#undef ADD_AT
+#undef ADD_REST
+    *total = NAME(acc_done)(a0, near);
+    *dot = NAME(acc_done)(b0, far);
+    NAME(acc_merge)(total, NAME(acc_done)(a1, near));
+    NAME(acc_merge)(dot, NAME(acc_done)(b1, far));
+}
+
+/* scale p (t - centre) of a row without zeros and infinities to mind; see emit_centred. */
+FS_INLINE void NAME(emit_plain)(const REAL *x, const REAL *t, REAL *y, ptrdiff_t c, REAL high, REAL low, REAL scale)
+{
+    const VEC hi = V(set1)(high), lo = V(set1)(low), s = V(set1)(scale);
+#define PLAIN(load_x, load_t)                                                                                         \
+    ({                                                                                                                \
+        const VEC q = V(mul)(load_x, s), v = load_t, h = V(sub)(v, hi), back = V(sub)(h, v);                          \
+        const VEC rest_ = V(sub)(V(sub)(v, V(sub)(h, back)), V(add)(hi, back));                                       \
+        NAME(mul2)(q, h, V(sub)(rest_, lo));                                                                          \
+    })
+    EACH_VECTOR(0, c, V(store)(y + j, PLAIN(V(load)(x + j), V(load)(t + j))),
+                V(store_head)(y + j, rest,
+                              PLAIN(V(load_head)(x + j, rest, V(set1)(0)), V(load_head)(t + j, rest, V(set1)(0)))));
+#undef PLAIN
+}
+
+/* Rows of scale p (t - centre), centre = <p, t> / sum p, where that needs no care; bit r of what is returned: row r does, and
+ * is not written.
+ *
+ * Taking t relative to the most probable class costs two passes to find it (softmax_vjp of 128 rows of 1000 floats 33 us
+ * instead of 22).  A centre of t as it is, in two parts, is wrong by some 2^-48 (doubles: 2^-90) of itself and of the terms'
+ * size <p, |t - centre|>.
+ * That is nothing, unless the size is tiny against the centre, as it is where one class dominates or all t are nearly the
+ * same.  Each lane's part of the sum of p (t - centre) is less than the size: if any is large enough, so is that.  Rows
+ * that are not finite, or not of a softmax, need care too.
+ *
+ * Few rows at a time, so that they and their result stay in the first-level cache, and their sums make one vector. */
+FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdiff_t i, ptrdiff_t g, double scale)
+{
+    enum { MOST = d_W / 2 };
+    const REAL widest = (REAL)fmax(2, 2 * fabs(scale)); /* nothing must overflow */
+    ptrdiff_t step = ROWS_GROUP / 2 / t->c;
+    step = step < 1 ? 1 : step > MOST ? MOST : step;
+    uint64_t careful = 0;
+    for (ptrdiff_t from = 0; from < g; from += step) {
+        const ptrdiff_t n = g - from < step ? g - from : step;
+        ACC of[d_W]; /* row by row the sum of p, and that of p t */
+        double most[MOST], hi[d_W], lo[d_W];
+        for (ptrdiff_t r = 0; r < n; r++) {
+            const ptrdiff_t row = i + from + r;
+            most[r] = FS_FLOAT ? 0 : NAME(largest)(ROW(T, row), t->c);
+            NAME(plain_sums_of)(ROW(P, row), ROW(T, row), t->c, most[r], &of[2 * r], &of[2 * r + 1]);
+        }
+        for (ptrdiff_t r = 2 * n; r < d_W; r++)
+            of[r] = of[0];
+        const ACC sums = NAME(sum_lanes)(of);
+        d_store(hi, sums.a);
+        d_store(lo, sums.b);
+        for (ptrdiff_t r = 0; r < n; r++) {
+            const ACC a = of[2 * r], b = of[2 * r + 1];
+            const double s = hi[2 * r], s_lo = lo[2 * r], d = hi[2 * r + 1], d_lo = lo[2 * r + 1];
+            const double centre = d / s, rest = (fma(-centre, s, d) - centre * s_lo + d_lo) / s;
+            const REAL high = (REAL)centre, low = (REAL)(centre - high + rest);
+            const vd v = d_set1(centre);
+#if FS_FLOAT
+            const vd part = d_max(d_abs(d_fnma(v, a.a, b.a)), d_abs(d_fnma(v, a.b, b.b)));
+#else
+            const vd part = d_abs(d_fnma(v, d_add(a.a, a.b), d_add(b.a, b.b)));
+#endif
+            const vd tiny = d_set1(0x1p-16 * fabs(centre) + 0x1p-24 * most[r]);
+            const ptrdiff_t row = i + from + r;
+            if (d_bits(d_lt(tiny, part)) && fabs(1 - s) <= UNIT_SUM_BAND && fabs(widest * high) < INFINITY)
+                NAME(emit_plain)(ROW(P, row), ROW(T, row), ROW(Y, row), t->c, high, low, (REAL)scale);
+            else
+                careful |= 1ull << (from + r);
+        }
+    }
+    return careful;
+}
+
+/* The centres of rows, in two parts, with t taken relative to its value at the most probable class.  logs: P holds
+ * logarithms. */
+FS_INLINE void NAME(careful_centres)(const fs_tile *t, int P, int T, int Y, ptrdiff_t i, ptrdiff_t g, const REAL *p,
+                                     const REAL *x, REAL *hi, REAL *lo, const int cols, const int logs)
+{
+    const EXPK k = NAME(exp_constants)(1);
+    GROUP G;
+    SUMS total, dot;
+    REAL ref[ROOM] = {0};
+    double dot_hi[ROOM], dot_lo[ROOM];
+    NAME(group_max)(&G, t, P, i, g, p, cols);
+    NAME(tangents_at_top)(t, P, T, i, g, &G, p, x, logs ? -(REAL)INFINITY : 0, ref, cols);
+    FOR_PASSES(r, g) {
+        PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = cols ? p + r * t->c : ROW(P, i + r),
+                            .other = cols ? x + r * t->c : ROW(T, i + r), .flag = logs, OF_LINES(next_x, LINES(P, i + r, g)),
+                            OF_LINES(next_other, LINES(T, i + r, g)), OF_LINES(rows_y, LINES_TO(Y, i + r)));
+        pass.u = LANES(ref, r);
+        NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
+    }
+    NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
+    NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
+    for (ptrdiff_t r = 0; r < G.n; r++) {
+        /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
+         * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
+        double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], key = ref[r];
+        int unit = fabs(lack) <= UNIT_SUM_BAND;
+        double quotient = dot_hi[r] / sum;
+        double low = unit ? (fma(-quotient, sum, dot_hi[r]) - quotient * G.s_lo[r] + dot_lo[r]) / sum : dot_lo[r];
+        double centre = unit ? quotient : dot_hi[r] - key * lack;
+        /* ref + centre + low in two parts; where t is ref, what remains is exactly the centre. */
+        hi[r] = (REAL)(key + centre);
+        double top = hi[r], rest = fabs(key) < fabs(centre) ? (centre - top) + key : (key - top) + centre;
+        lo[r] = fabs(top) < INFINITY ? (REAL)(rest + low) : 0;
+    }
+}
+
 /* Softmax and log-softmax times a tangent; `logs` tells which. */
 FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int logs)
 {
     enum { P, T, Y };
-    const EXPK k = NAME(exp_constants)(1);
     const double scale = t->params[0];
+    const int plain = FS_FUSED && !cols && !logs && t->c <= FS_BLOCK;
     COLUMNS(P);
     COLUMNS(T);
     COLUMNS(Y);
-    GROUP G;
     FOR_GROUPS(i, g) {
-        SUMS total, dot;
-        REAL ref[ROOM] = {0}, hi[ROOM], lo[ROOM];
-        double dot_hi[ROOM], dot_lo[ROOM];
+        REAL hi[ROOM], lo[ROOM];
         BRING(P, i, g);
         BRING(T, i, g);
-        NAME(group_max)(&G, t, P, i, g, OF(P, i, 0), cols);
-        NAME(tangents_at_top)(t, P, T, i, g, &G, OF(P, i, 0), OF(T, i, 0), logs ? -(REAL)INFINITY : 0, ref, cols);
+        const uint64_t careful = plain ? NAME(plain_rows)(t, P, T, Y, i, g, scale) : ~0ull;
+        if (!careful)
+            continue;
+        NAME(careful_centres)(t, P, T, Y, i, g, OF(P, i, 0), OF(T, i, 0), hi, lo, cols, logs);
         FOR_PASSES(r, g) {
-            PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = logs,
-                                OF_LINES(next_x, LINES(P, i + r, g)), OF_LINES(next_other, LINES(T, i + r, g)),
-                                OF_LINES(rows_y, LINES_TO(Y, i + r)));
-            pass.u = LANES(ref, r);
-            NAME(centre_sums_all)(&pass, &total.of[SLOT(r)], &dot.of[SLOT(r)], cols);
-        }
-        NAME(sum_rows)(&total, g, G.s, G.s_lo, cols);
-        NAME(sum_rows)(&dot, g, dot_hi, dot_lo, cols);
-        for (ptrdiff_t r = 0; r < G.n; r++) {
-            /* The rounding of a p that sums to nearly 1 is divided out; any other p is taken to the letter.  The centre has
-             * two parts: every term of the row gets its error, which is relative to the centre, not to the term. */
-            double lack = (1 - G.s[r]) - G.s_lo[r], sum = G.s[r], key = ref[r];
-            int unit = fabs(lack) <= UNIT_SUM_BAND;
-            double quotient = dot_hi[r] / sum;
-            double low = unit ? (fma(-quotient, sum, dot_hi[r]) - quotient * G.s_lo[r] + dot_lo[r]) / sum : dot_lo[r];
-            double centre = unit ? quotient : dot_hi[r] - key * lack;
-            /* ref + centre + low in two parts; where t is ref, what remains is exactly the centre. */
-            hi[r] = (REAL)(key + centre);
-            double top = hi[r], rest = fabs(key) < fabs(centre) ? (centre - top) + key : (key - top) + centre;
-            lo[r] = fabs(top) < INFINITY ? (REAL)(rest + low) : 0;
-        }
-        FOR_PASSES(r, g) {
-            PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r),
-                                .flag = logs);
+            if (!cols && !(careful >> r & 1))
+                continue;
+            PASS pass = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r), .flag = logs);
             pass.v = V(set1)((REAL)scale);
             pass.hi = LANES(hi, r);
             pass.lo = LANES(lo, r);

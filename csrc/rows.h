@@ -161,7 +161,7 @@ FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
 #else
     /* 1 + r is rounded exactly in two parts, and everything is added to the smaller one. */
 #if FS_FUSED
-    VEC rest = d_fma(r2, d_exp_quotient(r, r2), d_fma(u, k->s, d_sub(d_set1(0), r)));
+    VEC rest = d_fma(r2, d_exp_quotient(r, r2), d_fma(u, k->s, -r));
 #else
     VEC rest = d_mul(r2, d_exp_quotient(r, r2));
     if (k->scale != 1)
@@ -272,7 +272,7 @@ FS_INLINE void NAME(acc_product)(ACC *s, VEC x, VEC y)
     vd p = d_mul(x, y);
     NAME(two_sum)(&s->a, &s->b, p);
 #if FS_FUSED
-    s->b = d_add(s->b, d_fma(x, y, d_sub(d_set1(0), p)));
+    s->b = d_add(s->b, d_fma(x, y, -p));
 #else
     vd e = d_product_error(x, y, p);
     s->b = d_add(s->b, d_select(d_lt(d_abs(e), d_set1(INFINITY)), e, d_set1(0))); /* the halves of huge factors overflow */
@@ -340,6 +340,31 @@ typedef struct {
     ACC of[ROOM];
 } SUMS;
 
+/* The sums of d_W rows: number r, in two parts, is row r's. */
+FS_INLINE ACC NAME(sum_lanes)(const ACC *of)
+{
+#if FS_FLOAT
+    vd s, rows[d_W];
+    for (int r = 0; r < d_W; r++)
+        rows[r] = d_add(of[r].a, of[r].b);
+#define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
+    d_TREE(STEP, vd, rows, s);
+#undef STEP
+    return (ACC){s, d_set1(0)};
+#else
+    ACC s;
+#define STEP(k, x, y, out)                                                                                            \
+    do {                                                                                                              \
+        vd h_ = d_lo##k((x).a, (y).a), l_ = d_add(d_lo##k((x).b, (y).b), d_hi##k((x).b, (y).b));                      \
+        NAME(two_sum)(&h_, &l_, d_hi##k((x).a, (y).a));                                                              \
+        out = (ACC){h_, l_};                                                                                          \
+    } while (0)
+    d_TREE(STEP, ACC, of, s);
+#undef STEP
+    return s;
+#endif
+}
+
 /* Reduce a group's sums: hi[r] + lo[r] is the sum of row r. */
 FS_INLINE void NAME(sum_rows)(SUMS *sums, ptrdiff_t g, double *hi, double *lo, const int cols)
 {
@@ -348,31 +373,11 @@ FS_INLINE void NAME(sum_rows)(SUMS *sums, ptrdiff_t g, double *hi, double *lo, c
             sums->of[r] = sums->of[0];
     for (ptrdiff_t o = 0, n = cols ? (g + W - 1) / W * W : W; o < n; o += d_W) {
 #if FS_FLOAT
-        vd s;
-        if (cols) {
-            s = o % W ? sums->of[o / W].b : sums->of[o / W].a;
-        } else {
-            vd rows[d_W];
-            for (int r = 0; r < d_W; r++)
-                rows[r] = d_add(sums->of[o + r].a, sums->of[o + r].b);
-#define STEP(k, x, y, out) out = d_add(d_lo##k(x, y), d_hi##k(x, y))
-            d_TREE(STEP, vd, rows, s);
-#undef STEP
-        }
-        d_store(hi + o, s);
+        d_store(hi + o, !cols ? NAME(sum_lanes)(sums->of + o).a : o % W ? sums->of[o / W].b : sums->of[o / W].a);
         d_store(lo + o, d_set1(0));
         KEEP_LOOP;
 #else
-        ACC s = sums->of[o / W];
-#define STEP(k, x, y, out)                                                                                            \
-    do {                                                                                                              \
-        vd h_ = d_lo##k((x).a, (y).a), l_ = d_add(d_lo##k((x).b, (y).b), d_hi##k((x).b, (y).b));                      \
-        NAME(two_sum)(&h_, &l_, d_hi##k((x).a, (y).a));                                                              \
-        out = (ACC){h_, l_};                                                                                          \
-    } while (0)
-        if (!cols)
-            d_TREE(STEP, ACC, sums->of, s);
-#undef STEP
+        ACC s = cols ? sums->of[o / W] : NAME(sum_lanes)(sums->of);
         /* Of an infinite sum the low part is inf - inf. */
         vd low = d_set1(0), finite = d_select(d_lt(d_abs(s.a), d_set1(INFINITY)), s.b, low);
         NAME(two_sum)(&s.a, &low, finite);
@@ -1089,7 +1094,7 @@ FS_INLINE vd NAME(plus_log)(const GROUP *G, ptrdiff_t o, vd a, vd a_lo, double s
     vd p = d_mul(a, s), t = d_add(p, high), back = d_sub(t, p);
     vd rest = d_add(d_sub(p, d_sub(t, back)), d_sub(high, back));
 #if FS_FUSED
-    vd lost = d_fma(a, s, d_sub(d_set1(0), p));
+    vd lost = d_fma(a, s, -p);
 #else
     vd lost = scale == 1 ? d_set1(0) : d_product_error(a, s, p);
 #endif
