@@ -22,7 +22,7 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
     ACC kept = NAME(acc_of)(0, 0);
 #define MOMENT(sum, moment, load_x, store)                                                                            \
     do {                                                                                                              \
-        VEC x_ = load_x, e = NAME(acc_exp)(&sum, p->k, x_, base, floor, top);                                         \
+        VEC x_ = load_x, e = NAME(acc_deep)(&sum, p->k, x_, base, floor, top);                                         \
         if (save)                                                                                                     \
             store;                                                                                                    \
         NAME(acc_product)(&moment, e, V(max)(lowest, V(sub)(x_, m)));                                                 \
@@ -67,7 +67,9 @@ FS_INLINE void NAME(emit_entropy)(const PASS *p, ptrdiff_t from, ptrdiff_t c, co
     const VEC up = V(set1)((REAL)((uint64_t)1 << BOOST));
     EMIT(from, ({
              VEC d = V(mul)(V(max)(lowest, V(sub)(AT(p->x, 0), m)), up);
-             NAME(mul2)(V(mul)(TERM_HERE, V(sub)(V(sub)(d, u), v)), hi, lo);
+             VEC e = p->terms ? AT(p->terms, 0)
+                              : NAME(deep_term)(p->k, AT(p->x, -(REAL)INFINITY), p->base, p->floor, p->top);
+             NAME(mul2)(V(mul)(e, V(sub)(V(sub)(d, u), v)), hi, lo);
          }));
 }
 DEFINE_EMIT(emit_entropy)
@@ -86,7 +88,7 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
         double moment[ROOM], low[ROOM], factor[ROOM] = {0};
         REAL hi[ROOM], lo[ROOM], mean_hi[ROOM] = {0}, mean_lo[ROOM] = {0};
         BRING(X, i, g);
-        NAME(group_max)(&G, t, X, i, g, OF(X, i, 0), cols);
+        NAME(group_max)(&G, t, X, i, g, OF(X, i, 0), cols, 0);
         NAME(group_prepare)(&G, &k);
         for (ptrdiff_t r = 0; r < G.n; r++)
             G.floor[r] -= (REAL)(LATER / scale);
@@ -376,7 +378,7 @@ FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, c
     const VEC down = V(set1)((REAL)(1 / LIFTED)), up = V(set1)((REAL)LIFTED);
     VEC x = AT(p->x, -(REAL)INFINITY), y = AT(p->y, 0), a = V(abs)(x);
     MASK below = V(lt)(x, zero);
-    VEC e_up = NAME(exp_term)(p->k, V(sub)(zero, a), zero, V(set1)(p->floor), V(set1)(-LIFT));
+    VEC e_up = NAME(deep_term)(p->k, V(sub)(zero, a), zero, V(set1)(p->floor), V(set1)(-LIFT));
     VEC inverse, log = NAME(log1p_up)(V(mul)(e_up, down), e_up, &inverse);
     const int weighted = p->u || p->positive != 1;
     VEC no = V(sub)(one, y), yes = y;
@@ -458,9 +460,9 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
     {                                                                                                                 \
         const BINARY *p = context;                                                                                    \
         double *out = p->t->scratch + 4 * b;                                                                          \
-        const ptrdiff_t left = p->c - b * FS_BLOCK;                                                                   \
+        const ptrdiff_t left = p->c - b * BLOCK;                                                                      \
         ACC s[2];                                                                                                     \
-        NAME(binary_flat)(p, b *FS_BLOCK, left < FS_BLOCK ? left : FS_BLOCK, s, summed, gradient);                    \
+        NAME(binary_flat)(p, b *BLOCK, left < BLOCK ? left : BLOCK, s, summed, gradient);                             \
         if (summed) {                                                                                                 \
             NAME(sum_one)(s[0], out, out + 1);                                                                        \
             NAME(sum_one)(s[1], out + 2, out + 3);                                                                    \
@@ -483,7 +485,7 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
                             .loss = summed ? NULL : ROW(LOSS, i + r), .dx = gradient ? ROW(DX, i + r) : NULL,         \
                             .floor = (REAL)(-LIFT_DROP / scale), .positive = (REAL)t->params[1], .v = (REAL)v,              \
                             .factor = (REAL)f, .factor_lo = isfinite((REAL)f) ? (REAL)(f - (REAL)f) : 0};           \
-                if (t->c <= FS_BLOCK) {                                                                               \
+                if (t->c <= BLOCK) {                                                                                  \
                     NAME(binary_flat)(&p, 0, t->c, s, summed, gradient);                                              \
                 } else {                                                                                              \
                     t->for_blocks(t, NAME(blocks)(t->c), NAME(op##_block), &p);                                       \

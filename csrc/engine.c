@@ -25,7 +25,7 @@ fs_sizes fs_tuned = {
 };
 
 /* Fewer rows than this per thread, of at least this many blocks each, are split within the rows. */
-enum { FEW_ROWS = 4, LONG_BLOCKS = 4 };
+enum { FEW_ROWS = 4, LONG_BLOCKS = 13 };
 
 /* Tiles of rows side by side have a multiple of so many rows: whole cache lines of each class. */
 enum { SIDE_BY_SIDE = 64 };
@@ -44,8 +44,8 @@ typedef struct {
     int direct;         /* logits with options need no loading */
     int mask_stands;    /* nor does the mask */
     int stream;         /* whether the result is large */
-    char *memory;       /* per worker: scratch, then the staged tiles */
-    size_t per_worker, scratch_bytes;
+    char *memory;       /* per worker: scratch, room for terms, then the staged tiles */
+    size_t per_worker, scratch_bytes, aside_bytes;
     ptrdiff_t rows, run, tile, step; /* step: bytes from row to row of a tile */
     ptrdiff_t across;                /* bytes from class to class of one that is staged by class */
     ptrdiff_t shift;                 /* the first run is so many rows short, so that the others start at cache lines */
@@ -83,16 +83,10 @@ static void pull_blocks(void *context, int worker)
         b->fn(b->context, i);
 }
 
-/* A tile that carries its number of threads, for kernels that split rows. */
-typedef struct {
-    fs_tile tile;
-    int threads;
-} fs_split_tile;
-
 static void parallel_blocks(const fs_tile *t, ptrdiff_t n, fs_block_fn *fn, void *context)
 {
     fs_blocks blocks = {.fn = fn, .context = context, .n = n};
-    fs_parallel(((const fs_split_tile *)t)->threads, pull_blocks, &blocks);
+    fs_parallel((int)t->sharing, pull_blocks, &blocks);
 }
 
 /* --- staging ------------------------------------------------------------------------------------------------------ */
@@ -157,7 +151,7 @@ static void move_rows(const fs_job *job, const fs_operand *x, int linear, int by
                 }
                 tile += rows * job->step;
             }
-            m.block = split > 1 ? FS_BLOCK : m.c;
+            m.block = split > 1 ? FS_BLOCK / call->itemsize : m.c;
             fs_blocks blocks = {.fn = move_block, .context = &m, .n = (m.c + m.block - 1) / m.block};
             fs_parallel(split, pull_blocks, &blocks);
         }
@@ -309,7 +303,7 @@ static void change_block(void *context, ptrdiff_t b)
 
 static void change(const fs_call *call, const fs_part *part, int what, double by, int split)
 {
-    fs_change m = {.call = call, .part = part, .what = what, .by = by, .block = split > 1 ? FS_BLOCK : part->c};
+    fs_change m = {.call = call, .part = part, .what = what, .by = by, .block = split > 1 ? FS_BLOCK / call->itemsize : part->c};
     fs_blocks blocks = {.fn = change_block, .context = &m, .n = (part->c + m.block - 1) / m.block};
     fs_parallel(split, pull_blocks, &blocks);
 }
@@ -403,38 +397,52 @@ static char *row_of(const fs_job *job, int o, ptrdiff_t r)
     return job->linear[o] ? x->data + r * x->s2 : x->data + r / n2 * x->s1 + r % n2 * x->s2;
 }
 
+/* Whether an output is written past the caches: it is large and not an input, too, nor changed afterwards.  Rows that are taken
+ * together are shorter than that is worth (on two threads, in memcpys: softmax of 1000 doubles 1.25 so, 1.16 through the caches;
+ * of 8192 floats 1.13, 1.24; softmax_vjp of 8192 doubles 1.65, 2.04). */
+static int is_streamed(const fs_job *job, int o)
+{
+    const fs_call *call = job->call;
+    const fs_operand *x = &call->operand[o];
+    int same = 0;
+    for (int k = 0; k < call->operands; k++)
+        same |= !call->operand[k].output && call->operand[k].data == x->data;
+    return job->stream && x->output && x->kind == FS_ROW && !same && !(call->options && call->derived[o]) &&
+           (job->by_class[o] || call->c * call->itemsize > FS_GROUP);
+}
+
 /* Compute rows [start, start + n); those from `next` on will be the next. */
 static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t n, ptrdiff_t next, int split)
 {
     const fs_call *call = job->call;
-    fs_split_tile s = {.tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory,
-                                .for_blocks = split > 1 ? parallel_blocks : serial_blocks},
-                       .threads = split};
-    char *stage = memory + job->scratch_bytes;
+    fs_tile tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory,
+                    .aside = memory + job->scratch_bytes, .sharing = split,
+                    .for_blocks = split > 1 ? parallel_blocks : serial_blocks};
+    char *stage = memory + job->scratch_bytes + job->aside_bytes;
     for (int o = 0; o < call->operands; o++) {
         const fs_operand *x = &call->operand[o];
-        s.tile.apart[o] = call->itemsize;
+        tile.apart[o] = call->itemsize;
         if (job->staged[o]) {
-            s.tile.data[o] = stage;
-            s.tile.step[o] = job->by_class[o] ? call->itemsize : tile_step(job, x);
+            tile.data[o] = stage;
+            tile.step[o] = job->by_class[o] ? call->itemsize : tile_step(job, x);
             if (job->by_class[o])
-                s.tile.apart[o] = job->across;
+                tile.apart[o] = job->across;
             if (!x->output && !(o == 0 && job->direct))
                 move_rows(job, x, job->linear[o], job->by_class[o], stage, start, n, 0, split);
             stage += staged_bytes(job, o);
         } else {
-            s.tile.data[o] = x->data == NULL ? NULL : row_of(job, o, start);
-            s.tile.step[o] = x->s2;
+            tile.data[o] = x->data == NULL ? NULL : row_of(job, o, start);
+            tile.step[o] = x->s2;
+            tile.stream |= (unsigned)is_streamed(job, o) << o;
             if (job->by_class[o]) {
-                s.tile.apart[o] = x->sc;
-                s.tile.stream |= (unsigned)job->stream << o;
-                s.tile.ahead[o] = next < job->rows ? row_of(job, o, next) - s.tile.data[o] : 0;
+                tile.apart[o] = x->sc;
+                tile.ahead[o] = next < job->rows ? row_of(job, o, next) - tile.data[o] : 0;
             }
         }
     }
     fs_part logits = {.rows = n, .c = call->c};
     if (call->options)
-        stage = admit_rows(job, &s.tile, &logits, stage, start, split);
+        stage = admit_rows(job, &tile, &logits, stage, start, split);
     const fs_operand *x = &call->operand[0];
     const ptrdiff_t size = SIZE[x->type], in_line = 64 / call->itemsize;
     fs_fetch fetch = {.at = x->data + next * x->s2, .rows = in_line};
@@ -448,17 +456,17 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
             fetch.row = x->sc;
             fetch.group = in_line * x->s2;
         }
-        s.tile.fetch = &fetch;
+        tile.fetch = &fetch;
     }
-    call->kernel(&s.tile);
+    call->kernel(&tile);
     for (int o = 0; call->options && o < call->operands; o++)
         if (call->derived[o])
-            finish_rows(job, &s.tile, &logits, o, split);
+            finish_rows(job, &tile, &logits, o, split);
     for (int o = 0; o < call->operands; o++)
         if (o == call->summed)
-            add_rows(job, s.tile.data[o], start, n);
+            add_rows(job, tile.data[o], start, n);
         else if (job->staged[o] && call->operand[o].output)
-            move_rows(job, &call->operand[o], job->linear[o], job->by_class[o], s.tile.data[o], start, n, 1, split);
+            move_rows(job, &call->operand[o], job->linear[o], job->by_class[o], tile.data[o], start, n, 1, split);
 }
 
 static void pull_runs(void *context, int worker)
@@ -591,7 +599,7 @@ int fs_run(const fs_call *given, int threads)
             job.shift = (ptrdiff_t)((uintptr_t)x->data % 64) / SIZE[x->type];
     }
     threads = (int)at_most(threads, at_least(1, rows * call.c / fs_tuned.worth_a_thread));
-    const ptrdiff_t blocks = (call.c + FS_BLOCK - 1) / FS_BLOCK, share = at_least(1, (rows + threads - 1) / threads);
+    const ptrdiff_t blocks = (row_bytes + FS_BLOCK - 1) / FS_BLOCK, share = at_least(1, (rows + threads - 1) / threads);
     const int split = threads > 1 && blocks >= LONG_BLOCKS && rows < FEW_ROWS * threads;
     job.run = at_least(1, fs_tuned.run_bytes / at_least(row_bytes, 1));
     if (job.run > 16)
@@ -637,9 +645,11 @@ int fs_run(const fs_call *given, int threads)
     }
     job.across = ((job.tile * call.itemsize + 63) / 64 | 1) * 64; /* odd for the same reason */
     job.threads = threads;
-    job.scratch_bytes = (size_t)(blocks > 1 ? blocks * 4 * (ptrdiff_t)sizeof(double) : 0);
+    job.scratch_bytes = (size_t)(blocks > 1 ? blocks * 6 * (ptrdiff_t)sizeof(double) : 0);
     job.scratch_bytes = (job.scratch_bytes + 63) / 64 * 64;
-    job.per_worker = job.scratch_bytes;
+    if (job.stream && row_bytes > FS_GROUP && row_bytes <= FS_KEPT)
+        job.aside_bytes = (size_t)(row_bytes + 63) / 64 * 64;
+    job.per_worker = job.scratch_bytes + job.aside_bytes;
     for (int o = 0; o < call.operands; o++)
         if (job.staged[o])
             job.per_worker += staged_bytes(&job, o);

@@ -13,6 +13,7 @@
 #undef ASIDE
 #undef AT
 #undef BINARY
+#undef BLOCK
 #undef BOOST
 #undef BRING
 #undef CENTRE
@@ -53,6 +54,7 @@
 #undef IS_NAN
 #undef IS_PLUS_INF
 #undef KEEP_LOOP
+#undef KEPT
 #undef LABEL
 #undef LANES
 #undef LATER
@@ -94,12 +96,15 @@
 #undef SHORT
 #undef SLOT
 #undef STEP
+#undef STREAMED
+#undef STREAMED_AFTER_TERMS
 #undef SUMS
 #undef TERM
 #undef TERMS
 #undef TERMS_ASIDE
 #undef TERM_HERE
 #undef TERM_REST
+#undef TO
 #undef VEC
 #undef W
 #undef WEIGHTED

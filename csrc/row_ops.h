@@ -85,9 +85,19 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 
 #define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
 
-/* Where the terms of a row or group are kept between the passes: in the result, if `keep`; else nowhere, and they are
- * computed again, with the same bits. */
+/* Where the terms of a row or group are kept between the passes: in the result or, if that is to pass by the caches, aside, if
+ * `keep`; else nowhere, and they are computed again, with the same bits. */
 #define TERMS(y) (cols || keep ? (y) : NULL)
+#define STREAMED(operand) (!cols && (t->stream >> (operand) & 1))
+/* Doubles in short vectors keep their terms in the result: its lines come while they are computed, which takes longer (softmax
+ * of 8192 classes on AVX2 1.46 memcpys; 1.68 past the caches). */
+#define STREAMED_AFTER_TERMS(operand) (STREAMED(operand) && (FS_FLOAT || W >= 8 || !keep))
+#define KEPT(operand, i, r) (STREAMED_AFTER_TERMS(operand) ? (REAL *)t->aside : OF(operand, i, r)) /* streamed: one row */
+#define TO(pass, operand, i, r, streamed)                                                                             \
+    do {                                                                                                              \
+        pass.y = OF(operand, i, r);                                                                                   \
+        pass.stream = streamed;                                                                                       \
+    } while (0)
 
 /* The term at j of a pass: as stored, or computed again. */
 #define TERM                                                                                                          \
@@ -115,17 +125,22 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 
 /* Store the same expression there; AT loads an operand's vector. */
 #define EMIT(from, expression)                                                                                        \
-    EVERYWHERE({                                                                                                      \
-        j += from;                                                                                                    \
-        if (!cols && whole)                                                                                           \
-            __builtin_prefetch((const char *)(p->y + j) + AHEAD, 1);                                                  \
-        VEC emitted_ = (expression);                                                                                  \
-        if (whole)                                                                                                    \
-            V(store)(p->y + j, emitted_);                                                                             \
-        else                                                                                                          \
-            V(store_head)(p->y + j, rest, emitted_);                                                                  \
-        j -= from;                                                                                                    \
-    })
+    do {                                                                                                              \
+        const int stream_ = !cols && p->stream && (uintptr_t)(p->y + from) % 64 == 0;                                 \
+        EVERYWHERE({                                                                                                  \
+            j += from;                                                                                                \
+            if (!cols && whole && !stream_)                                                                           \
+                __builtin_prefetch((const char *)(p->y + j) + AHEAD, 1);                                              \
+            VEC emitted_ = (expression);                                                                              \
+            if (!whole)                                                                                               \
+                V(store_head)(p->y + j, rest, emitted_);                                                              \
+            else if (stream_)                                                                                         \
+                V(stream)(p->y + j, emitted_);                                                                        \
+            else                                                                                                      \
+                V(store)(p->y + j, emitted_);                                                                         \
+            j -= from;                                                                                                \
+        });                                                                                                           \
+    } while (0)
 #define AT(pointer, fill) (whole ? V(load)((pointer) + j) : V(load_head)((pointer) + j, rest, V(set1)((REAL)(fill))))
 #define TERM_HERE (whole ? TERM : TERM_REST)
 /* At a vector of classes: as it stands in memory, or one class in all lanes. */
@@ -135,14 +150,22 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define GROUP_TERMS(X_, y_, rows_y_, i, g)                                                                            \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
-        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols);                                                         \
+        const int in_blocks_ = !cols && t->c > BLOCK;                                                                 \
+        if (in_blocks_) { /* one row */                                                                               \
+            enum { r = 0 };                                                                                           \
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_));                               \
+            p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
+            SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
+            t->for_blocks(t, NAME(blocks)(t->c), NAME(terms_of_block), &p);                                           \
+        }                                                                                                             \
+        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols, in_blocks_);                                             \
         NAME(group_prepare)(&G, &k);                                                                                  \
         FOR_PASSES(r, g) {                                                                                            \
             PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
             SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
             SET_LINES(p, rows_y, rows_y_);                                                                            \
-            sums.of[SLOT(r)] = NAME(exp_sum)(&p, cols);                                                               \
+            sums.of[SLOT(r)] = in_blocks_ ? NAME(sum_of_blocks)(&p, &G) : NAME(exp_sum)(&p, cols);                    \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
     } while (0)
@@ -154,8 +177,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
         forward_.floor = LANES(G.floor, r);                                                                           \
         forward_.top = LANES(G.top, r);                                                                               \
         forward_.m = LANES(G.m, r);                                                                                   \
-        if (t->c > FS_BLOCK && t->c <= SAVE_LIMIT) /* see exp_sum_flat */                                             \
-            SET_LINES(forward_, next_x, LINES(X_, (i) + (r), g));                                                                \
+        forward_.shifts = G.shifts;                                                                                   \
         forward_;                                                                                                     \
     })
 
@@ -222,7 +244,8 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
 {
     enum { X, Y };
     const EXPK k = NAME(exp_constants)(t->params[0]);
-    const int empty = t->params[1] != 0, keep = t->c <= SAVE_LIMIT;
+    const int empty = t->params[1] != 0;
+    const int keep = t->c <= (t->data[Y] == t->data[X] ? BLOCK : SAVE_LIMIT); /* blocks may need x again (to_block) */
     COLUMNS(X);
     COLUMNS(Y);
     GROUP G;
@@ -230,13 +253,14 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     double rest[ROOM];
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
-        GROUP_TERMS(X, OF(Y, i, r), LINES_TO(Y, i + r), i, g);
+        GROUP_TERMS(X, KEPT(Y, i, r), LINES_TO(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, rest);
         for (ptrdiff_t r = 0; r < G.n; r++)
             top[r] = (REAL)(1 - rest[r]);
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(Y, i, r), i, r);
+            PASS p = FORWARD_PASS(X, KEPT(Y, i, r), i, r);
+            TO(p, Y, i, r, STREAMED_AFTER_TERMS(Y));
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
             p.q = LANES(top, r);
@@ -295,6 +319,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
         BRING(X, i, g);
         GROUP_TERMS(X, NULL, LINES_TO(Y, i + r), i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
+        G.shifts = NULL; /* there are no terms to shift */
         for (ptrdiff_t r = 0; r < G.n; r++) {
             /* m + log in two parts: where one class dominates, the second is what remains of x - m at it. */
             const double m = k.scale == 1 ? G.m[r] : 0, sum = m + G.log[r], back = sum - m;
@@ -303,7 +328,8 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
                                         : (m - (sum - back)) + (G.log[r] - back) + (G.log_hi[r] - G.log[r]) + G.log_lo[r]);
         }
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(Y, i, r), i, r);
+            PASS p = FORWARD_PASS(X, NULL, i, r);
+            TO(p, Y, i, r, STREAMED(Y));
             p.hi = LANES(log, r);
             p.lo = LANES(log_lo, r);
             p.u = V(set1)(scale);
@@ -426,7 +452,7 @@ FS_INLINE void NAME(logsumexp_weighted_rows)(const fs_tile *t, const int cols)
 /* exp(x) of a vector of log-probabilities. */
 FS_INLINE VEC NAME(prob)(const EXPK *k, VEC logp)
 {
-    return NAME(exp_term)(k, logp, V(set1)(0), V(set1)((REAL)-DROP), V(set1)(0));
+    return NAME(deep_term)(k, logp, V(set1)(0), V(set1)((REAL)-DROP), V(set1)(0));
 }
 
 /* sum p and sum p (t - u) where p is not 0.  flag: x holds log p. */
@@ -660,7 +686,7 @@ FS_INLINE void NAME(careful_centres)(const fs_tile *t, int P, int T, int Y, ptrd
     SUMS total, dot;
     REAL ref[ROOM] = {0};
     double dot_hi[ROOM], dot_lo[ROOM];
-    NAME(group_max)(&G, t, P, i, g, p, cols);
+    NAME(group_max)(&G, t, P, i, g, p, cols, 0);
     NAME(tangents_at_top)(t, P, T, i, g, &G, p, x, logs ? -(REAL)INFINITY : 0, ref, cols);
     FOR_PASSES(r, g) {
         PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = cols ? p + r * t->c : ROW(P, i + r),
@@ -706,7 +732,8 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         FOR_PASSES(r, g) {
             if (!cols && !(careful >> r & 1))
                 continue;
-            PASS pass = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r), .flag = logs);
+            PASS pass = PASS_OF(.t = t, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .flag = logs);
+            TO(pass, Y, i, r, STREAMED(Y));
             pass.v = V(set1)((REAL)scale);
             pass.hi = LANES(hi, r);
             pass.lo = LANES(lo, r);
@@ -780,7 +807,8 @@ FS_INLINE void NAME(log_softmax_vjp_rows)(const fs_tile *t, const int cols)
             rest[r] = (REAL)(hi[r] - head[r] + lo[r]);
         }
         FOR_PASSES(r, g) {
-            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r), .y = OF(Y, i, r));
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(P, i, r), .other = OF(T, i, r));
+            TO(p, Y, i, r, STREAMED(Y));
             p.hi = LANES(head, r);
             p.lo = LANES(rest, r);
             p.v = V(set1)((REAL)t->params[0]);
@@ -1064,7 +1092,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     const int empty = o[NAME(EMPTY)] != 0, options = spread != 0 || zloss != 0;
     const int64_t ignore = (int64_t)o[NAME(IGNORE)];
     const REAL *w = (const REAL *)t->data[WEIGHT];
-    const int keep = slope ? t->c <= ROWS_GROUP : gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X];
+    const int keep = slope ? t->c <= ROWS_GROUP : gradient && t->c <= (hess ? BLOCK : SAVE_LIMIT) && t->data[DX] != t->data[X];
     COLUMNS(X);
     COLUMNS(DX);
     COLUMNS(HESS);
@@ -1090,8 +1118,10 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         BRING(X, i, g);
         if (slope)
             BRING(U, i, g);
-        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
                     g);
+        if (hess)
+            G.shifts = NULL; /* the terms are not only multiplied */
         NAME(group_log)(&G, t, &k, X, i, g);
         if (!hess && !slope)
             NAME(give_extras)(t, gradient ? LSE_GRAD : LSE, i, g, &G, scale, OF(X, i, 0), cols);
@@ -1213,7 +1243,8 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale,
                                (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, OF(DX, i, r), i, r);
+            PASS p = FORWARD_PASS(X, KEPT(DX, i, r), i, r);
+            TO(p, DX, i, r, STREAMED_AFTER_TERMS(DX));
             p.w = w;
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
@@ -1337,7 +1368,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
     const int empty = o[NAME(EMPTY)] != 0, smooth = one_hot != 1 || spread != 0;
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = slope ? t->c <= ROWS_GROUP
-                           : gradient && t->c <= SAVE_LIMIT && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
+                           : gradient && t->c <= (hess ? BLOCK : SAVE_LIMIT) && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
     COLUMNS(X);
     COLUMNS(T);
     COLUMNS(DX);
@@ -1350,8 +1381,10 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         BRING(T, i, g);
         if (slope)
             BRING(U, i, g);
-        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? OF(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
+        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
                     g);
+        if (hess)
+            G.shifts = NULL; /* the terms are not only multiplied */
         NAME(group_log)(&G, t, &k, X, i, g);
         SUMS a, b;
         double sum_q[ROOM], q_lo[ROOM], dot[ROOM], low[ROOM], lses[ROOM], m[ROOM], complement[ROOM];
@@ -1372,7 +1405,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             NAME(give_extras)(t, AIM - 2, i, g, &G, scale, OF(X, i, 0), cols);
             if (t->data[AIM]) {
                 GROUP targets;
-                NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols);
+                NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols, 0);
                 NAME(give_top)(t, T, AIM, i, g, &targets, sum_q, OF(T, i, 0), cols);
             }
         }
@@ -1408,7 +1441,9 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         for (ptrdiff_t r = 0; r < G.n; r++)
             not_top[r] = (REAL)complement[r];
         FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, slope ? ASIDE(r) : OF(DX, i, r), i, r);
+            PASS p = FORWARD_PASS(X, slope ? ASIDE(r) : KEPT(DX, i, r), i, r);
+            if (gradient)
+                TO(p, DX, i, r, STREAMED_AFTER_TERMS(DX));
             p.other = OF(T, i, r);
             p.w = w;
             p.hi = LANES(hi, r);

@@ -39,21 +39,22 @@ typedef vf VEC;
 #define HALVES 2
 #define DOMINATED 0x1p-24 /* below this part of the sum, the sum minus the maximum is rounding error */
 #define FAR 216.0         /* |max| from which x - max is exact for all x that matter (>= 2 * 105) */
-#define DROP 105.0        /* exp(-DROP) rounds to 0: below 2^-150 */
-#define BOOST 24          /* terms are kept multiplied by 2^BOOST: only the result may be subnormal, and is rounded once */
+#define DROP 104.1        /* exp(-DROP) rounds to 0: below 2^-150; and exp(-DROP) 2^(BOOST - 1/2) is not below 2^-126 */
+#define BOOST 25          /* terms are kept multiplied by 2^BOOST: only the result may be subnormal, and is rounded once */
 #else
 typedef long double wide;
 typedef vd VEC;
 #define HALVES 1
 #define DOMINATED 0x1p-32
 #define FAR 1500.0
-#define DROP 746.5
-#define BOOST 53
+#define DROP 745.3
+#define BOOST 54
 #endif
 
-/* Elements of a row that stay in cache from the first pass to the last; beyond it exp is computed again rather than
- * stored and fetched.  512 KB: the row and its result share a 1 MiB second-level cache. */
-#define SAVE_LIMIT ((ptrdiff_t)((512 << 10) / sizeof(REAL)))
+/* Elements of a block; and of a row that stay in cache from the first pass to the last: beyond it exp is computed again rather
+ * than stored and fetched.  1 MB: the row and its terms share a 2 MiB second-level cache. */
+#define BLOCK (FS_BLOCK / (ptrdiff_t)sizeof(REAL))
+#define SAVE_LIMIT ((ptrdiff_t)(FS_KEPT / sizeof(REAL)))
 
 /* Bytes ahead that reads and writes are prefetched: 512, 1024, 2048 and 4096 differed by 5 % at most. */
 #define AHEAD 1024
@@ -86,7 +87,7 @@ FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
 /* Elements of one operand that a group takes at a time, if it may: a 48 KB first-level cache has room for them and their
  * results, which in columns there are twice, and for the next group's.  8 KB in columns instead of 4: cross-entropy and its
  * gradient of 20 to 50 classes of float32 1.57 to 1.79 memcpys, not 1.43 to 1.57. */
-#define ROWS_GROUP ((16 << 10) / (ptrdiff_t)sizeof(REAL))
+#define ROWS_GROUP (FS_GROUP / (ptrdiff_t)sizeof(REAL))
 #define COLUMNS_GROUP ((4 << 10) / (ptrdiff_t)sizeof(REAL))
 #define COLUMNS_ROOM (COLUMNS_MAX * W > 2 * COLUMNS_GROUP ? COLUMNS_MAX * W : 2 * COLUMNS_GROUP)
 
@@ -146,12 +147,11 @@ static EXPK NAME(exp_constants)(double scale)
     return k;
 }
 
-/* exp(s d) without its power of two, which is returned in n; for doubles also what its last rounding lost. */
-FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
+/* exp(s d) 2^-n for the n of d; for doubles also what its last rounding lost. */
+FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, VEC n, VEC *lost)
 {
     const VEC one = V(set1)(1);
-    *n = V(rint_of_product)(d, k->rate);
-    VEC u = V(fnma)(*n, k->lo, V(fnma)(*n, k->hi, d));
+    VEC u = V(fnma)(n, k->lo, V(fnma)(n, k->hi, d));
     VEC r = V(mul)(u, k->s), r2 = V(mul)(r, r);
 #if FS_FLOAT
     (void)lost;
@@ -175,9 +175,36 @@ FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
 #endif
 }
 
+/* exp(s d) without its power of two, which is returned in n; for doubles also what its last rounding lost. */
+FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
+{
+    *n = V(rint_of_product)(d, k->rate);
+    return NAME(exp_reduced)(k, d, *n, lost);
+}
+
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
- * Intel's processors an underflow costs 150 cycles, and masked classes and the lanes beyond a row's end all underflow. */
+ * Intel's processors an underflow costs 150 cycles, and masked classes and the lanes beyond a row's end all underflow.
+ * No term above the floor is subnormal (BOOST), so that its power of two is a number, which the sum that rounds the
+ * exponent ends in (power_if).  By two exact factors, as for a result that may be subnormal, softmax of 1000 classes took AVX2
+ * 1.28 memcpys (float) and 1.62 (double), not 1.08 and 1.24. */
 FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top, VEC *lost)
+{
+    VEC low, d = V(sub)(x, base), zero = V(sub)(V(set1)(V(ZERO_POWER)), top);
+    MASK alive = V(not_less)(d, floor);
+    d = V(bounded)(d, floor);
+    VEC n = V(fma)(d, k->rate, zero), e = NAME(exp_reduced)(k, d, V(sub)(n, zero), &low);
+    if (lost)
+        *lost = V(power_if)(alive, low, n);
+    return V(power_if)(alive, e, n);
+}
+
+FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+{
+    return NAME(exp_term_and_lost)(k, x, base, floor, top, NULL);
+}
+
+/* The same where a term may be subnormal. */
+FS_INLINE VEC NAME(deep_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top, VEC *lost)
 {
     VEC n, low, d = V(sub)(x, base);
     MASK alive = V(not_less)(d, floor);
@@ -188,9 +215,9 @@ FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor,
     return V(scale2_if)(alive, e, n);
 }
 
-FS_INLINE VEC NAME(exp_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+FS_INLINE VEC NAME(deep_term)(const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
 {
-    return NAME(exp_term_and_lost)(k, x, base, floor, top, NULL);
+    return NAME(deep_term_and_lost)(k, x, base, floor, top, NULL);
 }
 
 /* In a loop that also stores zeros: else gcc takes those out and makes `rep stos` of them, which takes 30 cycles and more (a
@@ -222,17 +249,30 @@ FS_INLINE ACC NAME(acc_onset)(void)
 
 /* Add the term of x to an exp-sum, and return it: it is not negative and below ONSET.  In double, the rounding of the
  * terms is the largest error of a logarithm of their sum, and is carried along. */
-FS_INLINE VEC NAME(acc_exp)(ACC *s, const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+FS_INLINE void NAME(acc_term)(ACC *s, VEC e, VEC lost)
 {
 #if FS_FLOAT
-    VEC e = NAME(exp_term)(k, x, base, floor, top);
+    (void)lost;
     s->a = d_add(s->a, f_widen_lo(e));
     s->b = d_add(s->b, f_widen_hi(e));
 #else
-    vd lost, e = NAME(exp_term_and_lost)(k, x, base, floor, top, &lost), t = d_add(s->a, e);
+    vd t = d_add(s->a, e);
     s->b = d_add(s->b, d_add(d_sub(e, d_sub(t, s->a)), lost));
     s->a = t;
 #endif
+}
+
+FS_INLINE VEC NAME(acc_exp)(ACC *s, const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+{
+    VEC lost = V(set1)(0), e = NAME(exp_term_and_lost)(k, x, base, floor, top, FS_FLOAT ? NULL : &lost);
+    NAME(acc_term)(s, e, lost);
+    return e;
+}
+
+FS_INLINE VEC NAME(acc_deep)(ACC *s, const EXPK *k, VEC x, VEC base, VEC floor, VEC top)
+{
+    VEC lost = V(set1)(0), e = NAME(deep_term_and_lost)(k, x, base, floor, top, FS_FLOAT ? NULL : &lost);
+    NAME(acc_term)(s, e, lost);
     return e;
 }
 
@@ -441,6 +481,7 @@ typedef struct {
     X(REAL *, y)                                                                                                      \
     X(REAL *, save)                                                                                                   \
     X(ptrdiff_t, c)                                                                                                   \
+    X(const double *, shifts) /* of the terms' blocks (sum_of_blocks), or NULL */                                      \
     /* What a pass that computes has fetched meanwhile, since copying into columns and maxima only wait for memory: the \
      * next group's rows of x and other, and this group's rows of y. */                                               \
     X(const char *, next_x)                                                                                           \
@@ -449,6 +490,7 @@ typedef struct {
     X(ptrdiff_t, next_other_apart)                                                                                    \
     X(const char *, rows_y)                                                                                           \
     X(ptrdiff_t, rows_y_apart)                                                                                        \
+    X(int, stream) /* whether y is written past the caches */                                                          \
     X(int, flag)
 #define FIELD(type, name) type name;
 typedef struct {
@@ -488,13 +530,13 @@ typedef struct {
 /* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
 #define LANES(numbers, r) (cols ? V(load)((numbers) + (r)) : V(set1)((numbers)[r]))
 
-/* Rows longer than FS_BLOCK are passed over block by block, possibly by several threads. */
-FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + FS_BLOCK - 1) / FS_BLOCK; }
+/* Rows longer than BLOCK are passed over block by block, possibly by several threads. */
+FS_INLINE ptrdiff_t NAME(blocks)(ptrdiff_t c) { return (c + BLOCK - 1) / BLOCK; }
 
 FS_INLINE ptrdiff_t NAME(block_length)(const PASS *p, ptrdiff_t b)
 {
-    ptrdiff_t left = p->c - b * FS_BLOCK;
-    return left < FS_BLOCK ? left : FS_BLOCK;
+    ptrdiff_t left = p->c - b * BLOCK;
+    return left < BLOCK ? left : BLOCK;
 }
 
 FS_INLINE VEC NAME(max_flat)(const REAL *x, ptrdiff_t c, const int cols)
@@ -521,23 +563,28 @@ static void NAME(max_block)(void *context, ptrdiff_t b)
 {
     const PASS *p = context;
     REAL lane[W], m = -(REAL)INFINITY;
-    V(store)(lane, NAME(max_flat)(p->x + b * FS_BLOCK, NAME(block_length)(p, b), 0));
+    V(store)(lane, NAME(max_flat)(p->x + b * BLOCK, NAME(block_length)(p, b), 0));
     for (int i = 0; i < W; i++)
         m = lane[i] > m ? lane[i] : m;
-    p->t->scratch[4 * b] = m;
+    p->t->scratch[4 * b + 2] = m;
+}
+
+FS_INLINE VEC NAME(max_of_blocks)(const fs_tile *t, ptrdiff_t c)
+{
+    REAL m = -(REAL)INFINITY;
+    for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++)
+        m = t->scratch[4 * b + 2] > m ? (REAL)t->scratch[4 * b + 2] : m;
+    return V(set1)(m);
 }
 
 /* The maximum of a row, spread over the lanes; NaNs may be dropped, since the sum will show them. */
 FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c)
 {
-    if (c <= FS_BLOCK)
+    if (c <= BLOCK)
         return NAME(max_flat)(x, c, 0);
     PASS p = PASS_OF(.t = t, .x = x, .c = c);
-    REAL m = -(REAL)INFINITY;
     t->for_blocks(t, NAME(blocks)(c), NAME(max_block), &p);
-    for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++)
-        m = t->scratch[4 * b] > m ? (REAL)t->scratch[4 * b] : m;
-    return V(set1)(m);
+    return NAME(max_of_blocks)(t, c);
 }
 
 /* The sum of the terms of [from, from + c), which are stored in p->save, if that is given. */
@@ -549,17 +596,11 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     REAL *save = p->save ? p->save + from : NULL;
     ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
     fs_fetch *fetch = p->t->fetch;
-    /* Rows in blocks are so long that their passes take turns at memory: this one fetches the result, the next one the next x
-     * (131072 classes: softmax 1.68, log_softmax 1.73 memcpys; 1.30, 1.37 so). */
-    const int result = !cols && p->c > FS_BLOCK && p->rows_y && !fetch;
-    const char *ahead = (result ? p->rows_y : p->next_x) + from * (ptrdiff_t)sizeof(REAL);
+    const char *ahead = p->next_x + from * (ptrdiff_t)sizeof(REAL);
     ptrdiff_t i = 0, line = 64;
 #define FETCH_AHEAD                                                                                                   \
     do {                                                                                                              \
-        if (result)                                                                                                   \
-            __builtin_prefetch(ahead, 1);                                                                             \
-        else                                                                                                          \
-            __builtin_prefetch(ahead, 0, 2);                                                                          \
+        __builtin_prefetch(ahead, 0, 2);                                                                              \
         ahead += line;                                                                                                \
     } while (0)
     if (!cols) {
@@ -577,7 +618,7 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
             VEC e2 = NAME(acc_exp)(&s0, k, V(load)(x + i + 2 * W), base, floor, top);
             VEC e3 = NAME(acc_exp)(&s1, k, V(load)(x + i + 3 * W), base, floor, top);
             if (save) {
-                for (ptrdiff_t o = 0; !result && o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
                     __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
                 V(store)(save + i, e0);
                 V(store)(save + i + W, e1);
@@ -624,15 +665,16 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     return s;
 }
 
+/* The sum of the terms of block b; what is fetched meanwhile is what this thread works on next, of this row or the next. */
 static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
 {
     PASS p = *(const PASS *)context;
-    double *out = p.t->scratch + 4 * b;
-    if (p.c > SAVE_LIMIT) { /* what is fetched now would be gone by then */
-        p.next_x = (const char *)p.x;
-        p.rows_y = NULL;
-    }
-    NAME(sum_one)(NAME(exp_sum_flat)(&p, b * FS_BLOCK, NAME(block_length)(&p, b), 0), out, out + 1);
+    const ptrdiff_t from = b * BLOCK, ahead = p.t->sharing * BLOCK;
+    if (from + ahead < p.c)
+        p.next_x = (const char *)(p.x + ahead);
+    else if (p.t->sharing == 1)
+        p.next_x -= from * (ptrdiff_t)sizeof(REAL);
+    NAME(sum_one)(NAME(exp_sum_flat)(&p, from, NAME(block_length)(&p, b), 0), p.t->scratch + 4 * b, p.t->scratch + 4 * b + 1);
 }
 
 /* Merge the blocks' sums, which stand `offset` doubles into their four, in the blocks' order. */
@@ -653,7 +695,7 @@ static ACC NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
 /* The sum of the terms of a row, or of each row in columns. */
 FS_INLINE ACC NAME(exp_sum)(const PASS *p, const int cols)
 {
-    if (cols || p->c <= FS_BLOCK)
+    if (cols || p->c <= BLOCK)
         return NAME(exp_sum_flat)(p, 0, p->c, cols);
     p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(exp_sum_block), (void *)p);
     return NAME(merge_blocks)(p->t, p->c, 0);
@@ -687,6 +729,7 @@ typedef struct {
     double s[ROOM], s_lo[ROOM], inverse[ROOM];       /* sum of all terms, and 1 / s */
     double rest[ROOM], rest_lo[ROOM];                /* others / top_term, in two parts */
     double log[ROOM], log_hi[ROOM], log_lo[ROOM];    /* log1p(rest) = logsumexp - scale m, whole and in two parts */
+    const double *shifts;                            /* of a row in blocks (sum_of_blocks), or NULL */
     uint64_t special;                                /* bit r: the maximum is not finite */
     unsigned char kind[ROOM];                        /* of a special row */
 } GROUP;
@@ -885,10 +928,11 @@ FS_INLINE ptrdiff_t NAME(in_panels)(ptrdiff_t c, ptrdiff_t r) { return r / W * W
 
 /* Maxima of a group of rows of operand `x`, which stands in `col` if in columns. */
 FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const REAL *col,
-                               const int cols)
+                               const int cols, const int known)
 {
     G->n = cols ? (g + W - 1) / W * W : W;
     G->special = 0;
+    G->shifts = NULL;
     for (ptrdiff_t o = 0; o < G->n; o += W) {
         VEC all;
         if (cols) {
@@ -905,7 +949,7 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
         } else {
             VEC m[W];
             for (ptrdiff_t r = 0; r < g; r++)
-                m[r] = NAME(row_max)(t, NAME(row)(t, x, first + r), t->c);
+                m[r] = known ? NAME(max_of_blocks)(t, t->c) : NAME(row_max)(t, NAME(row)(t, x, first + r), t->c);
             for (ptrdiff_t r = g; r < W; r++)
                 m[r] = m[0];
 #define STEP(k, a, b, out) out = V(max)(V(lo##k)(a, b), V(hi##k)(a, b))
@@ -954,6 +998,77 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
         d_store(G->top_lo + o, d_scale2(lost, boost));
 #endif
     }
+}
+
+/* --- rows in blocks ----------------------------------------------------------------------------------------------------
+ *
+ * A block's terms are first taken relative to the block's own maximum, so that a row is read from memory once, for its
+ * maximum and its sum, and not twice (logsumexp of 131072 classes: 0.94 memcpys for floats, 1.19 for doubles; 0.68, 0.88 so).
+ * The base being 0, that changes them by powers of two, which are exact: no bit of a result depends on it. */
+
+static void NAME(terms_of_block)(void *context, ptrdiff_t b)
+{
+    PASS p = *(const PASS *)context;
+    GROUP G = {.n = W};
+    const REAL far = (REAL)(FAR / p.k->scale);
+    double *out = p.t->scratch + 4 * b;
+    NAME(max_block)(&p, b);
+    for (int r = 0; r < W; r++)
+        G.m[r] = out[2] > far ? far : out[2] < -far ? -far : (REAL)out[2];
+    NAME(group_prepare)(&G, p.k);
+    p.base = V(set1)(G.base[0]);
+    p.floor = V(set1)(G.floor[0]);
+    p.top = V(set1)(G.top[0]);
+    out[3] = G.top[0];
+    NAME(exp_sum_block)(&p, b);
+}
+
+/* The sum of a row's terms from those of its blocks, and what makes them the row's: powers of two.  A row that has to be
+ * shifted is summed again. */
+static ACC NAME(sum_of_blocks)(const PASS *p, GROUP *G)
+{
+    const ptrdiff_t blocks = NAME(blocks)(p->c);
+    double *scratch = p->t->scratch, *shifts = scratch + 4 * blocks;
+    int far = 0;
+    if (G->special & 1) /* nothing of it counts */
+        return NAME(acc_of)(NAN, 0);
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        const double m = scratch[4 * b + 2], shift = scratch[4 * b + 3] - G->top[0];
+        far |= fabs(m) > FAR / p->k->scale && !(m < (double)G->base[0] + G->floor[0]);
+        scratch[4 * b] = ldexp(scratch[4 * b], (int)shift);
+        scratch[4 * b + 1] = ldexp(scratch[4 * b + 1], (int)shift);
+        shifts[b] = shift;
+        shifts[blocks + b] = (REAL)fmax(fmin(m, (REAL)(FAR / p->k->scale)), -(REAL)(FAR / p->k->scale));
+    }
+    G->shifts = far ? NULL : shifts;
+    return far ? NAME(exp_sum)(p, 0) : NAME(merge_blocks)(p->t, p->c, 0);
+}
+
+/* Make a pass with the terms of a row one with those of a block, kept or not: their factor takes their power of two.  Where that
+ * is so low that the factor would be subnormal, the terms are computed again as the row's. */
+FS_INLINE void NAME(to_block)(PASS *p, ptrdiff_t b)
+{
+    if (p->shifts && p->shifts[b] < -32) {
+        p->terms = NULL;
+    } else if (p->shifts) {
+        const double shift = p->shifts[b];
+        const VEC power = V(set1)((REAL)ldexp(1, (int)shift)), m = V(set1)((REAL)p->shifts[NAME(blocks)(p->c) + b]);
+        p->floor = V(sub)(m, V(set1)((REAL)(DROP / p->k->scale)));
+        p->top = V(add)(p->top, V(set1)((REAL)shift));
+        p->hi = V(mul)(p->hi, power);
+        p->lo = V(mul)(p->lo, power);
+    }
+}
+
+/* Make the terms of a row's blocks, if they are kept, the row's where they stand. */
+static void NAME(level_blocks)(GROUP *G, REAL *terms, ptrdiff_t c)
+{
+    for (ptrdiff_t b = 0; G->shifts && terms && b < NAME(blocks)(c); b++) {
+        const REAL power = (REAL)ldexp(1, (int)G->shifts[b]);
+        for (ptrdiff_t j = b * BLOCK; j < c && j < (b + 1) * BLOCK; j++)
+            terms[j] *= power;
+    }
+    G->shifts = NULL;
 }
 
 /* a - q b for q near a / b, rounded once. */
@@ -1138,17 +1253,35 @@ static void NAME(fill)(REAL *y, ptrdiff_t apart, ptrdiff_t c, REAL value)
         *y = value;
 }
 
+/* Elements of c before the first line of the cache. */
+FS_INLINE ptrdiff_t NAME(before_line)(const REAL *y, ptrdiff_t c)
+{
+    ptrdiff_t n = -(uintptr_t)y % 64 / sizeof(REAL);
+    return n < c ? n : c;
+}
+
 /* Give a pass over the flat part [from, from + c) of a row its other forms: one block, and a whole row or group. */
 #define DEFINE_EMIT(pass)                                                                                             \
+    /* What is streamed begins with a cache line, and before that is what is not. */                                  \
+    FS_INLINE void NAME(pass##_part)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)                      \
+    {                                                                                                                 \
+        ptrdiff_t n = !cols && p->stream ? NAME(before_line)(p->y + from, c) : c;                                     \
+        for (n = n ? n : c; c > 0; from += n, c -= n, n = c)                                                          \
+            NAME(pass)(p, from, n, cols);                                                                            \
+    }                                                                                                                 \
     static void NAME(pass##_block)(void *context, ptrdiff_t b)                                                       \
     {                                                                                                                 \
-        const PASS *p = context;                                                                                      \
-        NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), 0);                                                     \
+        PASS p = *(const PASS *)context;                                                                              \
+        b = NAME(blocks)(p.c) - 1 - b; /* the last ones are in cache */                                               \
+        NAME(to_block)(&p, b);                                                                                        \
+        NAME(pass##_part)(&p, b *BLOCK, NAME(block_length)(&p, b), 0);                                                \
+        if (p.stream)                                                                                                 \
+            FS_STREAMED();                                                                                            \
     }                                                                                                                 \
     FS_INLINE void NAME(pass##_all)(const PASS *p, const int cols)                                                   \
     {                                                                                                                 \
-        if (cols || p->c <= FS_BLOCK)                                                                                 \
-            NAME(pass)(p, 0, p->c, cols);                                                                            \
+        if (cols || p->c <= BLOCK)                                                                                    \
+            NAME(pass##_part)(p, 0, p->c, cols);                                                                     \
         else                                                                                                          \
             p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \
     }
@@ -1160,14 +1293,14 @@ static void NAME(fill)(REAL *y, ptrdiff_t apart, ptrdiff_t c, REAL value)
         const PASS *p = context;                                                                                      \
         double *out = p->t->scratch + 4 * b;                                                                          \
         ACC s[2];                                                                                                     \
-        NAME(pass)(p, b *FS_BLOCK, NAME(block_length)(p, b), s, 0);                                                  \
+        NAME(pass)(p, b *BLOCK, NAME(block_length)(p, b), s, 0);                                                      \
         NAME(sum_one)(s[0], out, out + 1);                                                                            \
         NAME(sum_one)(s[1], out + 2, out + 3);                                                                        \
     }                                                                                                                 \
     FS_INLINE void NAME(pass##_all)(const PASS *p, ACC *first, ACC *second, const int cols)                          \
     {                                                                                                                 \
         ACC s[2];                                                                                                     \
-        if (cols || p->c <= FS_BLOCK) {                                                                               \
+        if (cols || p->c <= BLOCK) {                                                                                  \
             NAME(pass)(p, 0, p->c, s, cols);                                                                         \
         } else {                                                                                                      \
             p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(pass##_block), (void *)p);                               \

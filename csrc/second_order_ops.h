@@ -123,7 +123,7 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
     const int empty = t->params[1] != 0;
     const int64_t ignore = (int64_t)t->params[3];
     const EXPK k = NAME(exp_constants)(scale);
-    const int keep = t->c <= SAVE_LIMIT && t->data[HV] != t->data[X] && t->data[HV] != t->data[U];
+    const int keep = t->c <= BLOCK && t->data[HV] != t->data[X] && t->data[HV] != t->data[U];
     COLUMNS(X);
     COLUMNS(U);
     COLUMNS(HV);
@@ -136,6 +136,7 @@ FS_INLINE void NAME(cross_entropy_hvp_rows)(const fs_tile *t, const int cols)
         BRING(X, i, g);
         BRING(U, i, g);
         GROUP_TERMS(X, OF(HV, i, r), LINES_TO(HV, i + r), i, g);
+        G.shifts = NULL; /* the terms are not only multiplied */
         if (zloss != 0)
             NAME(group_log)(&G, t, &k, X, i, g);
         NAME(tangents_at_top)(t, X, U, i, g, &G, OF(X, i, 0), OF(U, i, 0), -(REAL)INFINITY, ref, cols);
@@ -212,6 +213,7 @@ FS_INLINE void NAME(cross_entropy_hessian_rows)(const fs_tile *t, const int few)
     FOR_GROUPS(i, g) {
         /* The terms are kept in the last row of the matrix, which is computed last. */
         GROUP_TERMS(X, ROW(H, i + r) + last * t->c, NO_LINES, i, g);
+        NAME(level_blocks)(&G, ROW(H, i) + last * t->c, t->c);
         NAME(group_log)(&G, t, &k, X, i, g);
         for (ptrdiff_t r = 0; r < g; r++) {
             const REAL *x = ROW(X, i + r);

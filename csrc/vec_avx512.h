@@ -58,6 +58,11 @@ FS_INLINE vd d_rint_of_product(vd a, vd b)
     return d_sub(d_fma(a, b, magic), magic);
 }
 
+#define f_ZERO_POWER 0x1.8p23f + 127
+#define d_ZERO_POWER 0x1.8p52 + 1023
+FS_INLINE vf f_power_if(mf m, vf a, vf n) { return _mm512_maskz_mul_ps(m, a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23))); }
+FS_INLINE vd d_power_if(md m, vd a, vd n) { return _mm512_maskz_mul_pd(m, a, _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52))); }
+
 FS_INLINE vd f_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 FS_INLINE vd f_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }
 FS_INLINE vf f_narrow(vd lo, vd hi)

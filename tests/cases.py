@@ -82,6 +82,13 @@ def _increasing(rng: np.random.Generator, dtype: np.dtype, r: int, c: int) -> Ar
     return np.sort(rng.normal(0, 5, (r, c)), axis=1)
 
 
+@family("steps")
+def _steps(rng: np.random.Generator, dtype: np.dtype, r: int, c: int) -> Array:
+    """Parts of a row far below others, as long as what is worked on at a time."""
+    level = np.array([-15, -60, 0, -INF, -95, -300, 3])
+    return rng.normal(size=(r, c)) + level[np.arange(c) // 8192 % len(level)]
+
+
 @family("decreasing")
 def _decreasing(rng: np.random.Generator, dtype: np.dtype, r: int, c: int) -> Array:
     return -np.sort(rng.normal(0, 5, (r, c)), axis=1)
@@ -317,7 +324,9 @@ def _cases() -> list[Case]:
         cases += [Case(name, *shape, (*every[1:], "ignored")) for shape in both]
         cases += [Case(name, *shape, second[name.startswith("shift") :]) for shape in both]
         cases += [Case(name, *shape, (*second[1:], "ignored")) for shape in both]
-    # Long enough for a row to be split over threads.
+    # Long enough for a row to be worked on in blocks, and to be split over threads.
+    cases += [Case(name, 1, 20_003) for name in ("sigma100", "shift+1e+04", "dominating+30", "nan-middle", "-inf-all")]
+    cases += [Case("steps", 1, 70_003)]
     cases += [Case(name, 1, 200_003) for name in ("normal", "increasing")]
     return list(dict.fromkeys(cases))
 

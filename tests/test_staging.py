@@ -6,6 +6,7 @@ The reference is the same room's result on contiguous rows of the computing dtyp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -46,11 +47,16 @@ def sizes(request: pytest.FixtureRequest, room: Room) -> Iterator[None]:
             pytest.skip("sizes of the compiled engine")
         yield
         return
+    with tuned(**SIZES[request.param]), num_threads(3):
+        yield
+
+
+@contextmanager
+def tuned(**sizes: int) -> Iterator[None]:
     before = _cython._native.tuned()
-    _cython._native.tuned(**SIZES[request.param])
+    _cython._native.tuned(**sizes)
     try:
-        with num_threads(3):
-            yield
+        yield
     finally:
         _cython._native.tuned(**before)
 
@@ -91,6 +97,27 @@ def test_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
             got = compute(op, dtype, [side_by_side(a, offset, padded) for a in ins], params, outs)
             for a, b in zip(got, expected, strict=True):
                 assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements off a line")
+
+
+@pytest.mark.parametrize("sizes", ["streamed"], indirect=True)
+@pytest.mark.usefixtures("sizes")
+def test_long_rows_past_the_caches(op: Op, dtype: np.dtype) -> None:
+    """Wherever their lines begin, and nothing around them changes."""
+    for r, c in ((9, 19),) if is_square(op) else ((3, 4103), (2, 20_011), (1, 150_001)):
+        ins, params = case(op, dtype, r, c)
+        with tuned(stream_bytes=1 << 40):
+            expected = compute(op, dtype, ins, params)
+        for offset in (0, 3):
+            buffers = [np.full(o.size + 64, 77, o.dtype) for o in expected]
+            outs = [
+                b[16 + offset : 16 + offset + o.size].reshape(o.shape) for b, o in zip(buffers, expected, strict=True)
+            ]
+            got = compute(op, dtype, ins, params, outs)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements on")
+            for buffer, out in zip(buffers, outs, strict=True):
+                out[...] = 77
+                assert (buffer == 77).all(), f"{op.name}, {dtype}, {r} x {c}: wrote outside of its output"
 
 
 @pytest.mark.usefixtures("sizes")
