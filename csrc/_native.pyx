@@ -29,10 +29,6 @@ cdef extern from "fs.h":
         double factor
         double softcap
         double slope
-    ctypedef struct fs_smoothing:
-        double smoothing
-        int indexed
-        int64_t ignore
 
 cdef extern from *:
     const char *COMPILER "__VERSION__"
@@ -67,7 +63,6 @@ cdef extern from "engine.h":
         fs_operand mask
         int poison
         int cleared
-        fs_smoothing smoothing
         int derived[FS_MAX_OPERANDS]
         double chain[FS_MAX_OPERANDS]
         int summed
@@ -78,6 +73,14 @@ cdef extern from "engine.h":
     int fs_run(const fs_call *call, int threads) nogil
     ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes,
                                int64_t ignore, int threads) nogil
+    ctypedef struct fs_weights:
+        ptrdiff_t n
+        const int64_t *labels
+        int64_t ignore
+        const void *of_row
+        const void *of_class
+        ptrdiff_t row_size, class_size
+    int fs_weigh_rows(const fs_weights *w, int threads, double *sum) nogil
     int fs_pool_size()
 
 cdef extern from "pool.h":
@@ -291,7 +294,7 @@ cdef class Kernel:
         return results
 
     def __call__(self, ins, outs, params, int threads, where=None, double factor=1.0, double softcap=0.0, bint poison=False,
-                 dict chain=None, int cleared=-1, double smoothing=0.0, ignore=None):
+                 dict chain=None, int cleared=-1):
         """Compute, with the options on logits that the head of ``_backends.py`` describes."""
         cdef fs_call call
         cdef double constants[FS_MAX_OPERANDS]
@@ -313,9 +316,6 @@ cdef class Kernel:
         call.option.slope = factor
         call.poison = poison
         call.cleared = cleared
-        call.smoothing.smoothing = smoothing
-        call.smoothing.indexed = ignore is not None
-        call.smoothing.ignore = 0 if ignore is None else ignore
         for o in range(call.operands):
             call.derived[o] = 0
         if chain is not None:
@@ -332,7 +332,7 @@ cdef class Kernel:
             else:
                 operand = ins[o] if o < self.inputs else outs[o - self.inputs]
                 x = &call.operand[o]
-                x.kind = FS_LABEL if o == 1 and call.smoothing.indexed else <fs_kind>self.kinds[o]
+                x.kind = <fs_kind>self.kinds[o]
                 x.output = o >= self.inputs
             x.s1 = x.s2 = x.sc = 0
             x.data = NULL
@@ -362,6 +362,31 @@ cdef class Kernel:
             status = fs_run(&call, threads)
         if status != 0:
             raise MemoryError("no memory for the tiles in which strided operands are computed")
+
+
+def count_ignored(Kernel kernel, cnp.ndarray labels, int64_t classes, int64_t ignore, int threads):
+    """Return how many of the labels, a contiguous array of int64, are ``ignore``; -1 if another is not in [0, classes)."""
+    return fs_count_ignored(kernel.staging, <const int64_t *>cnp.PyArray_DATA(labels), cnp.PyArray_SIZE(labels), classes,
+                            ignore, threads)
+
+
+def weigh_rows(ptrdiff_t n, labels, int64_t ignore, weight, rows, int threads):
+    """Return the sum of the factors of n rows, of which each of the arrays may be None: see ``fs_weights``."""
+    cdef fs_weights w
+    cdef double sum = 0
+    cdef int status
+    w.n = n
+    w.labels = NULL if labels is None else <const int64_t *>cnp.PyArray_DATA(labels)
+    w.ignore = ignore
+    w.of_class = NULL if weight is None else cnp.PyArray_DATA(weight)
+    w.class_size = 8 if weight is None else cnp.PyArray_ITEMSIZE(weight)
+    w.of_row = NULL if rows is None else cnp.PyArray_DATA(rows)
+    w.row_size = 8 if rows is None else cnp.PyArray_ITEMSIZE(rows)
+    with nogil:
+        status = fs_weigh_rows(&w, threads, &sum)
+    if status != 0:
+        raise MemoryError("no memory for sums of the rows' weights")
+    return sum
 
 
 def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double scale, double empty,

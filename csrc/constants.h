@@ -3,7 +3,8 @@
  * Derived, and printed with their errors, by tools/fit_polynomials.py; `--check` compares them with this file.
  * exp(r) = 1 + (r + r^2 q(r)) for |r| <= ln(2)/2: relative error 2^-28.2 (float), 2^-34.2 (the largest
  * term of a row of floats, in double), 2^-57.9 (double).
- * log((1+s)/(1-s)) = 2 s + s z P(z), z = s^2, for mantissas in [sqrt(1/2), sqrt(2)]: relative error 2^-59.5.
+ * log((1+s)/(1-s)) = 2 s + s z P(z), z = s^2, for mantissas in [sqrt(1/2), sqrt(2)]: relative error 2^-59.5; in [1, 2], for
+ * LOG1P_F64: 2^-54.2.
  * log(1+f) = f - f^2/2 + f^3 P(f) for 1+f in [sqrt(1/2), 3/2]: relative error 2^-28.8 (float). */
 #ifndef FS_CONSTANTS_H
 #define FS_CONSTANTS_H
@@ -39,6 +40,16 @@
 #define LOG_F64_P4 0x1.74663ba339d33p-3
 #define LOG_F64_P5 0x1.39a20ba58bcc9p-3
 #define LOG_F64_P6 0x1.2f025183ae0a9p-3
+
+#define LOG1P_F64_P0 0x1.5555555555937p-1
+#define LOG1P_F64_P1 0x1.99999998ebcep-2
+#define LOG1P_F64_P2 0x1.24924978304d7p-2
+#define LOG1P_F64_P3 0x1.c71c4a6b01d1cp-3
+#define LOG1P_F64_P4 0x1.7462503bf0e64p-3
+#define LOG1P_F64_P5 0x1.3aa92362d5d96p-3
+#define LOG1P_F64_P6 0x1.163f9a4176991p-3
+#define LOG1P_F64_P7 0x1.959cada289de7p-4
+#define LOG1P_F64_P8 0x1.6b517a149fbb7p-3
 
 #define LOG1P_F32_P0 0x1.55554cp-2f
 #define LOG1P_F32_P1 -0x1.0000b4p-2f

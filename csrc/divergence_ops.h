@@ -27,22 +27,33 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
             store;                                                                                                    \
         NAME(acc_product)(&moment, e, V(max)(lowest, V(sub)(x_, m)));                                                 \
     } while (0)
-    ptrdiff_t i = 0;
-    if (!cols)
+    ptrdiff_t i = 0, line = 64;
+    if (!cols) {
+        const char *ahead = p->next_x + from * (ptrdiff_t)sizeof(REAL);
+        if (p->t->fetch) {
+            ahead = fs_fetch_row(p->t->fetch);
+            line = p->t->fetch->line;
+        }
         for (; i + 2 * W <= c; i += 2 * W) {
             if (i % (2 * W * SETTLE) == 0)
                 NAME(acc_settle)(&a, &b, &kept);
-            for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL)) {
-                __builtin_prefetch(p->next_x + (from + i + o) * (ptrdiff_t)sizeof(REAL), 0, 2);
+            for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += line) {
+                __builtin_prefetch(ahead, 0, 2);
                 if (save)
                     __builtin_prefetch((const char *)(save + i + o) + AHEAD, 1);
             }
             MOMENT(a, u, V(load)(x + i), V(store)(save + i, e));
             MOMENT(b, v, V(load)(x + i + W), V(store)(save + i + W, e));
         }
+    }
     x += i;
     save += save ? i : 0;
-    EACH_VECTOR(cols, c - i, MOMENT(a, u, V(load)(x + j), V(store)(save + j, e)),
+    EACH_VECTOR(cols, c - i,
+                {
+                    if (cols)
+                        FETCH(p, j);
+                    MOMENT(a, u, V(load)(x + j), V(store)(save + j, e));
+                },
                 MOMENT(b, v, V(load_head)(x + j, rest, V(set1)(-(REAL)INFINITY)), V(store_head)(save + j, rest, e)));
 #undef MOMENT
     if (!cols) {
@@ -69,7 +80,7 @@ FS_INLINE void NAME(emit_entropy)(const PASS *p, ptrdiff_t from, ptrdiff_t c, co
              VEC d = V(mul)(V(max)(lowest, V(sub)(AT(p->x, 0), m)), up);
              VEC e = p->terms ? AT(p->terms, 0)
                               : NAME(deep_term)(p->k, AT(p->x, -(REAL)INFINITY), p->base, p->floor, p->top);
-             NAME(mul2)(V(mul)(e, V(sub)(V(sub)(d, u), v)), hi, lo);
+             IF_INCLUDED(NAME(mul2)(V(mul)(e, V(sub)(V(sub)(d, u), v)), hi, lo));
          }));
 }
 DEFINE_EMIT(emit_entropy)
@@ -96,6 +107,8 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
             PASS p = FORWARD_PASS(X, gradient ? OF(DX, i, r) : NULL, i, r);
             p.save = p.y ? TERMS(p.y) : NULL;
             SET_LINES(p, next_x, LINES(X, i + r, g));
+            if (gradient)
+                SET_LINES(p, rows_y, LINES_TO(DX, i + r));
             NAME(moment_sums_all)(&p, &sums.of[SLOT(r)], &moments.of[SLOT(r)], cols);
         }
         NAME(group_sums)(&G, &sums, g, cols);
@@ -124,9 +137,10 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
             p.v = LANES(mean_lo, r);
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
+            p.even = INCLUDED_AT(i, r);
             NAME(emit_entropy_all)(&p, cols);
         }
-        FILL_SPECIAL(DX, i, g, 0);
+        FILL_DERIVED(DX, i, g);
         SEND(DX, i, g);
     }
 }
@@ -275,9 +289,10 @@ FS_INLINE void NAME(divergences)(const fs_tile *t, const int cols, const int gra
             p.all_lo = LANES(all_lo, r);
             p.factor = LANES(factor, r);
             p.q = LANES(not_top, r);
+            p.even = INCLUDED_AT(i, r);
             NAME(emit_probs_all)(&p, cols);
         }
-        FILL_SPECIAL(DX, i, g, 0);
+        FILL_DERIVED(DX, i, g);
         SEND(DX, i, g);
     }
 }
@@ -315,11 +330,11 @@ typedef struct {
 /* log1p(e) 2^LIFT for 0 <= e <= 1 and e_up = e 2^LIFT; *inverse becomes 1 / (1 + e). */
 FS_INLINE VEC NAME(log1p_up)(VEC e, VEC e_up, VEC *inverse)
 {
-    const VEC one = V(set1)(1), zero = V(set1)(0), half = V(set1)((REAL)0.5);
-    const VEC up = V(set1)((REAL)LIFTED);
+    const VEC one = V(set1)(1), half = V(set1)((REAL)0.5);
     VEC whole = V(add)(one, e);
-    /* 1 + e = 2^n (1 + f), n = 0 or 1; log1p(f) is short enough for what n log 2 makes of its rounding. */
 #if FS_FLOAT
+    /* 1 + e = 2^n (1 + f), n = 0 or 1; log1p(f) is short enough for what n log 2 makes of its rounding. */
+    const VEC zero = V(set1)(0), up = V(set1)((REAL)LIFTED);
     *inverse = V(div)(one, whole);
     MASK upper = V(lt)(half, e);
     VEC f = V(select)(upper, V(mul)(V(sub)(e, one), half), e), f_up = V(select)(upper, V(mul)(f, up), e_up);
@@ -327,17 +342,30 @@ FS_INLINE VEC NAME(log1p_up)(VEC e, VEC e_up, VEC *inverse)
     return V(add)(V(fma)(V(mul)(f_up, f), q, f_up),
                   V(select)(upper, V(set1)((REAL)(LN2_HI_F64_FMA * LIFTED)), zero));
 #else
-    MASK upper = V(lt)(V(set1)(0x1.a827999fcef32p-2), e); /* sqrt(2) - 1: what LOG_F64_P is made for */
-    VEC f = V(select)(upper, V(mul)(V(sub)(e, one), half), e), two_f = V(add)(V(set1)(2), f);
-    /* One division for both quotients: 1 / (1 + e), which a Newton step makes exact again, and f / (2 + f). */
-    VEC both = V(div)(one, V(mul)(whole, two_f)), r = V(mul)(both, two_f);
+    /* One division for both quotients: 1 / (1 + e), which a Newton step makes exact again, and t = 1 / (2 + e). */
+    VEC two = V(add)(V(set1)(2), e), both = V(div)(one, V(mul)(whole, two)), r = V(mul)(both, two);
     *inverse = V(fma)(V(fnma)(r, whole, one), r, r);
-    VEC s = V(mul)(f, V(mul)(both, whole)), square = V(mul)(V(mul)(half, f), f);
-    VEC small = V(mul)(s, V(fma)(V(mul)(s, s), d_log_quotient(V(mul)(s, s)), square));
-    small = V(add)(small, V(select)(upper, V(set1)(LN2_LO_F64_NOFMA), zero));
-    VEC log = V(sub)(f, V(sub)(square, small));
-    log = V(add)(log, V(select)(upper, V(set1)(LN2_HI_F64_NOFMA), zero));
-    return V(select)(V(lt)(e, V(set1)(0x1p-60)), e_up, V(mul)(log, up));
+    /* With s = e t: log1p(e) = e - (e^2/2 - s (e^2/2 + s^2 P(s^2))), of which e is a factor. */
+    VEC t = V(mul)(both, whole), s = V(mul)(e, t), z = V(mul)(s, s), first = V(mul)(half, e);
+    VEC less = V(fnma)(t, V(fma)(z, d_log1p_quotient(z), V(mul)(first, e)), first);
+    return V(fnma)(e_up, less, e_up);
+#endif
+}
+
+/* exp(-scale a) 2^LIFT of a >= 0, 0 where -a is below the floor. */
+FS_INLINE VEC NAME(exp_up)(const EXPK *k, VEC a, VEC floor)
+{
+    VEC d = V(sub)(V(set1)(0), a);
+#if FS_FLOAT
+    return NAME(deep_term)(k, d, V(set1)(0), floor, V(set1)(-LIFT));
+#else
+    /* As exp_term, but for the last rounding, which spares it five operations for an ULP. */
+    MASK alive = V(not_less)(d, floor);
+    d = V(bounded)(d, floor);
+    VEC n = V(rint_of_product)(d, k->rate), u = V(fnma)(n, k->lo, V(fnma)(n, k->hi, d));
+    VEC r = V(mul)(u, k->s), r2 = V(mul)(r, r);
+    VEC e = V(add)(V(fma)(r2, d_exp_quotient(r, r2), r), V(set1)(1));
+    return V(scale2_if)(alive, e, V(add)(n, V(set1)(LIFT)));
 #endif
 }
 
@@ -370,36 +398,37 @@ FS_INLINE VEC NAME(mul2_any)(VEC a, VEC hi, VEC lo)
     return V(select)(V(lt)(V(abs)(y), V(set1)((REAL)INFINITY)), y, V(mul)(a, hi));
 }
 
-/* Losses or their sums (of the linear parts, and of the logarithms 2^LIFT), and slopes, of one vector. */
+/* Losses or what they are the sums of (the linear parts, and the logarithms 2^LIFT), and slopes, of one vector. */
 FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, const int whole, const int scaled,
-                                 ACC *linear_sum, ACC *log_sum, const int summed, const int gradient)
+                                 VEC *linear_sum, VEC *log_sum, const int summed, const int gradient)
 {
     const VEC zero = V(set1)(0), one = V(set1)(1), infinite = V(set1)((REAL)INFINITY);
     const VEC down = V(set1)((REAL)(1 / LIFTED)), up = V(set1)((REAL)LIFTED);
     VEC x = AT(p->x, -(REAL)INFINITY), y = AT(p->y, 0), a = V(abs)(x);
     MASK below = V(lt)(x, zero);
-    VEC e_up = NAME(deep_term)(p->k, V(sub)(zero, a), zero, V(set1)(p->floor), V(set1)(-LIFT));
+    VEC e_up = NAME(exp_up)(p->k, a, V(set1)(p->floor));
     VEC inverse, log = NAME(log1p_up)(V(mul)(e_up, down), e_up, &inverse);
     const int weighted = p->u || p->positive != 1;
     VEC no = V(sub)(one, y), yes = y;
     if (weighted)
         yes = V(mul)(p->u ? V(mul)(AT(p->u, 0), V(set1)(p->positive)) : V(set1)(p->positive), y);
-    VEC against = V(select)(below, yes, no), right = V(select)(below, no, yes);
+    /* Both with the sign of x, which so need not be taken from it and given to the slope. */
+    VEC against = V(select)(below, V(sub)(zero, yes), no), right = V(select)(below, V(sub)(zero, no), yes), z = x;
     if (scaled) {
         const VEC s = V(set1)((REAL)p->k->scale), s_lo = V(set1)((REAL)(p->k->scale - (REAL)p->k->scale));
-        a = V(select)(V(lt)(a, infinite), V(fma)(a, s, V(mul)(a, s_lo)), a);
+        z = V(select)(V(lt)(a, infinite), V(fma)(x, s, V(mul)(x, s_lo)), x);
     }
     if (weighted) /* else (1 - y) + y is 1 */
         log = V(mul)(log, V(add)(no, yes));
     VEC w = p->w ? AT(p->w, 0) : one, g = p->g ? AT(p->g, 0) : one; /* outputs may be inputs: all is read first */
     if (summed) {
         VEC linear = p->w ? V(mul)(against, w) : against;
-        NAME(acc_any)(linear_sum, V(select)(V(eq)(linear, zero), zero, V(mul)(linear, a)));
-        NAME(acc_any)(log_sum, p->w ? V(mul)(log, w) : log);
+        *linear_sum = V(select)(V(eq)(linear, zero), zero, V(mul)(linear, z));
+        *log_sum = p->w ? V(mul)(log, w) : log;
     } else {
         VEC lost, factor = NAME(weighted)(p, w, p->v, 0, &lost);
         VEC linear = p->w ? NAME(mul2_any)(against, factor, lost) : V(mul)(against, factor);
-        linear = V(select)(V(eq)(against, zero), zero, V(mul)(linear, a)); /* what it multiplies may be infinite */
+        linear = V(select)(V(eq)(against, zero), zero, V(mul)(linear, z)); /* what it multiplies may be infinite */
         log = p->w ? NAME(mul2_any)(log, factor, lost) : V(mul)(log, factor);
         VEC loss = V(fma)(log, down, linear);
         if (whole)
@@ -419,7 +448,7 @@ FS_INLINE void NAME(binary_step)(const BINARY *p, ptrdiff_t j, ptrdiff_t rest, c
         slope = p->w || scaled ? NAME(mul2_any)(slope, factor, lost) : V(mul)(slope, factor);
         if (p->g)
             slope = V(mul)(slope, g);
-        slope = V(mul)(V(select)(below, V(sub)(zero, slope), slope), down);
+        slope = V(mul)(slope, down);
         if (whole)
             V(store)(p->dx + j, slope);
         else
@@ -432,24 +461,50 @@ FS_INLINE void NAME(binary_flat)(const BINARY *given, ptrdiff_t from, ptrdiff_t 
 {
     const BINARY local = *given, *p = &local; /* which no store can change */
     ACC linear = NAME(acc_zero)(), log = NAME(acc_zero)();
-#define LOOP(scaled)                                                                                                  \
+    /* Doubles are added to one another first, in fours: adding to an exact sum takes as long as seven additions. */
+    enum { together = FS_FLOAT ? 1 : 4 };
+#define STEP(width, whole, scaled, to, to_log)                                                                        \
     do {                                                                                                              \
-        ptrdiff_t j = from;                                                                                           \
-        for (; j + W <= from + c; j += W) {                                                                           \
+        if (whole) {                                                                                                  \
             __builtin_prefetch((const char *)(p->x + j) + AHEAD);                                                     \
             __builtin_prefetch((const char *)(p->y + j) + AHEAD);                                                     \
             if (gradient)                                                                                             \
                 __builtin_prefetch((const char *)(p->dx + j) + AHEAD, 1);                                             \
-            NAME(binary_step)(p, j, W, 1, scaled, &linear, &log, summed, gradient);                                   \
         }                                                                                                             \
-        if (j < from + c)                                                                                             \
-            NAME(binary_step)(p, j, from + c - j, 0, scaled, &linear, &log, summed, gradient);                        \
+        NAME(binary_step)(p, j, width, whole, scaled, &to, &to_log, summed, gradient);                                \
+    } while (0)
+#define LOOP(scaled)                                                                                                  \
+    do {                                                                                                              \
+        const ptrdiff_t end = from + c;                                                                               \
+        ptrdiff_t j = from;                                                                                           \
+        VEC a = V(set1)(0), b = a;                                                                                    \
+        while (together > 1 && j + together * W <= end) {                                                             \
+            VEC all = V(set1)(0), all_logs = all;                                                                     \
+            for (int o = 0; o < together; o++, j += W) {                                                              \
+                STEP(W, 1, scaled, a, b);                                                                             \
+                all = V(add)(all, a);                                                                                 \
+                all_logs = V(add)(all_logs, b);                                                                       \
+            }                                                                                                         \
+            NAME(acc_any)(&linear, all);                                                                              \
+            NAME(acc_any)(&log, all_logs);                                                                            \
+        }                                                                                                             \
+        for (; j + W <= end; j += W) {                                                                                \
+            STEP(W, 1, scaled, a, b);                                                                                 \
+            NAME(acc_any)(&linear, a);                                                                                \
+            NAME(acc_any)(&log, b);                                                                                   \
+        }                                                                                                             \
+        if (j < end) {                                                                                                \
+            STEP(end - j, 0, scaled, a, b);                                                                           \
+            NAME(acc_any)(&linear, a);                                                                                \
+            NAME(acc_any)(&log, b);                                                                                   \
+        }                                                                                                             \
     } while (0)
     if (p->k->scale == 1)
         LOOP(0);
     else
         LOOP(1);
 #undef LOOP
+#undef STEP
     s[0] = NAME(acc_done)(linear, 0);
     s[1] = NAME(acc_done)(log, 0);
 }

@@ -43,6 +43,7 @@ typedef struct {
     int staged[FS_MAX_OPERANDS], by_class[FS_MAX_OPERANDS], linear[FS_MAX_OPERANDS];
     int direct;         /* logits with options need no loading */
     int mask_stands;    /* nor does the mask */
+    int bare;           /* the kernel does the excluding */
     int stream;         /* whether the result is large */
     char *memory;       /* per worker: scratch, room for terms, then the staged tiles */
     size_t per_worker, scratch_bytes, aside_bytes;
@@ -344,14 +345,8 @@ static char *admit_rows(const fs_job *job, fs_tile *t, fs_part *logits, char *st
                           .mask_step = logits->mask_step, .rows = t->n, .c = t->c};
         change(call, &labels, FINISH, 1, split);
     }
-    if (call->smoothing.smoothing != 0) {
-        fs_part targets = {.tile = stage, .step = job->step, .from = t->data[1], .from_step = t->step[1],
-                           .mask = logits->mask, .mask_step = logits->mask_step, .rows = t->n, .c = t->c};
-        s->smooth(&targets, &call->smoothing, logits->tile);
-        t->data[1] = stage;
-        t->step[1] = job->step;
-        stage += (job->step * job->tile + 63) / 64 * 64;
-    }
+    t->mask = (const uint8_t *)logits->mask;
+    t->mask_step = logits->mask_step;
     return stage;
 }
 
@@ -441,8 +436,18 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
         }
     }
     fs_part logits = {.rows = n, .c = call->c};
-    if (call->options)
+    unsigned cleared = 0;
+    tile.cleared = &cleared;
+    if (job->bare) {
+        tile.bare = 1;
+        tile.mask = (const uint8_t *)call->mask.data + start * call->mask.s2;
+        tile.mask_step = call->mask.s2;
+        tile.poison = call->poison;
+        for (int o = 0; o < call->operands; o++)
+            tile.derived |= (unsigned)call->derived[o] << o;
+    } else if (call->options) {
         stage = admit_rows(job, &tile, &logits, stage, start, split);
+    }
     const fs_operand *x = &call->operand[0];
     const ptrdiff_t size = SIZE[x->type], in_line = 64 / call->itemsize;
     fs_fetch fetch = {.at = x->data + next * x->s2, .rows = in_line};
@@ -460,7 +465,7 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
     }
     call->kernel(&tile);
     for (int o = 0; call->options && o < call->operands; o++)
-        if (call->derived[o])
+        if (call->derived[o] && !(cleared >> o & 1 && call->chain[o] == 1 && logits.slope == NULL))
             finish_rows(job, &tile, &logits, o, split);
     for (int o = 0; o < call->operands; o++)
         if (o == call->summed)
@@ -532,11 +537,30 @@ static int is_linear(const fs_call *call, const fs_operand *x)
     return call->n1 == 1 || x->s1 == x->s2 * call->n2;
 }
 
+/* Whether a mask is all that is to be done to logits that a kernel works on in columns: then it does that, too.  Loss and
+ * gradient of 600000 rows of 100 floats took 42 ms in tiles, 29 so. */
+static int is_bare(const fs_call *call)
+{
+    const fs_operand *x = &call->operand[0], *mask = &call->mask;
+    int linear = is_linear(call, mask);
+    for (int o = 0; o < call->operands; o++)
+        linear &= is_linear(call, &call->operand[o]);
+    /* The prediction of a row that becomes NaN is its first NaN, which only a tile holds. */
+    for (int o = 0; o < call->operands; o++)
+        linear &= !(call->poison && call->operand[o].output && call->operand[o].kind == FS_LABEL);
+    return call->options && call->option.factor == 1 && call->option.softcap == 0 && call->cleared < 0 && linear &&
+           mask->data != NULL && mask->sc == 1 && mask->s2 >= 0 && mask->s2 < FS_FAR_ROWS && !is_strided(call, x) &&
+           x->type == (call->itemsize == 8 ? FS_F64 : FS_F32) &&
+           call->staging[call->itemsize == 8].in_columns(call->c, call->vectors);
+}
+
 /* Order the batch dimensions, and decide which operands are staged. */
 static int stage_operands(fs_job *job, fs_call *call)
 {
     const fs_type own = call->itemsize == 8 ? FS_F64 : FS_F32;
     int stages = 0, linear = 1, inner_is_outer = 0;
+    job->bare = is_bare(call);
+    call->options &= !job->bare;
     for (int o = 0; o < call->operands; o++) {
         const fs_operand *x = &call->operand[o];
         int floats = x->kind == FS_ROW || x->kind == FS_ONE;
@@ -619,12 +643,14 @@ int fs_run(const fs_call *given, int threads)
         job.run = job.segments ? at_least(1, 4 * job.tile / call.n2) * call.n2 : 4 * job.tile;
         job.run = at_most(job.run, share);
     } else if (stages) {
-        /* Logits with options, their tile, the mask and the result had better share a first-level cache: loss and gradient
-         * of 60000 rows of 1000 floats under a mask for all took 27.7 ms with 32 KB, 27.2 with 16, 26.2 with 8. */
-        const ptrdiff_t bytes = call.options ? fs_tuned.flat_bytes / 4 : fs_tuned.flat_bytes;
+        /* Loss and gradient of 240 MB of logits under a mask, tiles of 8, 32, 64, 128 KB: 1000 floats 29.5, 29.2, 28.5, 28.5 ms;
+         * 100 doubles 33.7, 32.3, 31.0, 30.6. */
+        const ptrdiff_t bytes = (call.options ? 2 : 1) * fs_tuned.flat_bytes;
         job.tile = at_least(call.options ? 2 : 1, bytes / at_least(row_bytes, 1));
         if (job.tile > 16)
             job.tile = job.tile / 16 * 16;
+        else if (job.tile > 8) /* which kernels take together */
+            job.tile = call.itemsize == 8 ? 8 : 16;
     }
     if (split && pair)
         job.tile = rows;
@@ -656,8 +682,7 @@ int fs_run(const fs_call *given, int threads)
     if (call.options && call.mask.data != NULL && !job.mask_stands)
         job.per_worker += (size_t)((call.c * job.tile + 63) / 64 * 64);
     if (call.options)
-        job.per_worker += (size_t)(((call.option.softcap != 0) + (call.smoothing.smoothing != 0)) *
-                                   ((job.step * job.tile + 63) / 64 * 64));
+        job.per_worker += (size_t)((call.option.softcap != 0) * ((job.step * job.tile + 63) / 64 * 64));
     if (job.per_worker) {
         job.memory = aligned_alloc(64, job.per_worker * (size_t)(split ? 1 : threads));
         if (job.memory == NULL) {
@@ -709,4 +734,66 @@ ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptr
     fs_labels l = {.staging = staging, .labels = labels, .n = n, .classes = classes, .ignore = ignore};
     fs_parallel((int)at_most(threads, at_least(1, n / LABELS_RUN)), pull_labels, &l);
     return l.bad ? -1 : l.ignored;
+}
+
+/* --- weights of rows ---------------------------------------------------------------------------------------------------- */
+
+enum { WEIGHED_AT_ONCE = 256 };
+
+typedef struct {
+    const fs_weights *w;
+    double (*partial)[2];
+    _Atomic ptrdiff_t next;
+} fs_weighing;
+
+static double number_at(const void *from, ptrdiff_t itemsize, ptrdiff_t i)
+{
+    return itemsize == 8 ? ((const double *)from)[i] : ((const float *)from)[i];
+}
+
+static void pull_weights(void *context, int worker)
+{
+    fs_weighing *weighing = context;
+    const fs_weights *w = weighing->w;
+    (void)worker;
+    for (ptrdiff_t start; (start = atomic_fetch_add(&weighing->next, LABELS_RUN)) < w->n;) {
+        const ptrdiff_t end = at_most(w->n, start + LABELS_RUN);
+        double sums[2 * LANES] = {0}, each[WEIGHED_AT_ONCE], *out = weighing->partial[start / LABELS_RUN];
+        for (ptrdiff_t i = start; i < end; i += WEIGHED_AT_ONCE) {
+            const ptrdiff_t n = at_most(end - i, WEIGHED_AT_ONCE);
+            for (ptrdiff_t k = 0; k < n; k++) {
+                const int64_t y = w->labels ? w->labels[i + k] : 0;
+                double weight = w->of_row ? number_at(w->of_row, w->row_size, i + k) : 1;
+                if (w->labels && y == w->ignore)
+                    weight = 0;
+                else if (w->of_class)
+                    weight *= number_at(w->of_class, w->class_size, y);
+                each[k] = weight;
+            }
+            add_doubles(sums, each, 0, n);
+        }
+        for (int k = 0; k < LANES; k++) {
+            two_sum(&out[0], &out[1], sums[k]);
+            out[1] += sums[LANES + k];
+        }
+    }
+}
+
+int fs_weigh_rows(const fs_weights *w, int threads, double *sum)
+{
+    const ptrdiff_t runs = (w->n + LABELS_RUN - 1) / LABELS_RUN;
+    fs_weighing weighing = {.w = w, .partial = calloc((size_t)at_least(1, runs), sizeof *weighing.partial)};
+    double lo = 0;
+    if (weighing.partial == NULL)
+        return -1;
+    fs_parallel((int)at_most(threads, at_least(1, runs)), pull_weights, &weighing);
+    *sum = 0;
+    for (ptrdiff_t r = 0; r < runs; r++) {
+        two_sum(sum, &lo, weighing.partial[r][0]);
+        lo += weighing.partial[r][1];
+    }
+    if (*sum + lo == *sum + lo) /* of an infinite sum the low part is inf - inf */
+        *sum += lo;
+    free(weighing.partial);
+    return 0;
 }

@@ -30,7 +30,6 @@ typedef struct {
     fs_operand mask;    /* bytes, 0 where a class is excluded; data is NULL if there is none */
     int poison;         /* whether rows whose included logits are all -inf become NaN */
     int cleared;        /* an input that is made 0 where a class is excluded, or -1 */
-    fs_smoothing smoothing; /* of operand 1, with a mask */
     int derived[FS_MAX_OPERANDS];  /* outputs that are derivatives by the logits */
     double chain[FS_MAX_OPERANDS]; /* what they are multiplied by, before they are cleared likewise */
     int summed;         /* the output that has one number a row of which only the sum is wanted, or -1 */
@@ -42,7 +41,7 @@ typedef struct {
     ptrdiff_t worth_a_thread; /* elements that keep a thread busy for longer than it takes to start it */
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */
     ptrdiff_t tile_bytes;     /* of a tile whose rows are transposed */
-    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; a quarter if they have options */
+    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; twice that if they have options */
     ptrdiff_t by_class;       /* classes up to which rows are taken side by side, if they lie so */
     ptrdiff_t stream_bytes;   /* of an operand, from which what is staged is written past the caches */
 } fs_sizes;
@@ -54,6 +53,19 @@ int fs_run(const fs_call *call, int threads);
 /* Count the labels that are `ignore`, or return -1 if another one is not in [0, classes). */
 ptrdiff_t fs_count_ignored(const fs_staging *staging, const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore,
                            int threads);
+
+/* The factors of n rows: of_row[i] of_class[labels[i]], where what is NULL is 1, in floats or doubles; 0 where the label is
+ * `ignore`. */
+typedef struct {
+    ptrdiff_t n;
+    const int64_t *labels;
+    int64_t ignore;
+    const void *of_row, *of_class;
+    ptrdiff_t row_size, class_size;
+} fs_weights;
+
+/* Their sum, which does not depend on the number of threads.  Returns 0, or -1 if there is no memory. */
+int fs_weigh_rows(const fs_weights *w, int threads, double *sum);
 
 /* How many worker threads exist now: for show_config and the tests. */
 int fs_pool_size(void);

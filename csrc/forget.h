@@ -16,12 +16,14 @@
 #undef BLOCK
 #undef BOOST
 #undef BRING
+#undef BRING_EVEN
 #undef CENTRE
 #undef CLASS_AT
 #undef COLUMNS
 #undef COLUMNS_GROUP
 #undef COLUMNS_MAX
 #undef COLUMNS_ROOM
+#undef COUNT_EVEN
 #undef DEFINE_BINARY
 #undef DEFINE_EMIT
 #undef DEFINE_KERNEL
@@ -33,6 +35,8 @@
 #undef ELEMENT
 #undef EMIT
 #undef EMIT_DIAGONAL
+#undef EVEN_AT
+#undef EVEN_ROOM
 #undef EVERYWHERE
 #undef EXPK
 #undef FAR
@@ -41,6 +45,7 @@
 #undef FETCH_MAX
 #undef FIELD
 #undef FILL
+#undef FILL_DERIVED
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS
@@ -50,7 +55,10 @@
 #undef GROUP_TERMS
 #undef HALF
 #undef HALVES
+#undef IF_INCLUDED
+#undef INCLUDED_AT
 #undef IS_EMPTY
+#undef IS_INCLUDED
 #undef IS_NAN
 #undef IS_PLUS_INF
 #undef KEEP_LOOP
@@ -69,6 +77,7 @@
 #undef LOOP
 #undef LOWEST
 #undef MASK
+#undef MASK_OF
 #undef MEDIUM
 #undef MOMENT
 #undef NEVER
@@ -76,6 +85,7 @@
 #undef OF
 #undef OF_LINES
 #undef ONE
+#undef ONE_CLASS
 #undef ONSET
 #undef PANELS
 #undef PASS

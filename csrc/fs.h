@@ -7,6 +7,9 @@
 
 #define FS_INLINE static inline __attribute__((always_inline))
 
+/* Masks whose rows are farther apart, in bytes, are staged: a vector of rows must be within 2 GB. */
+enum { FS_FAR_ROWS = 1 << 26 };
+
 enum { FS_MAX_OPERANDS = 10, FS_MAX_PARAMS = 8 };
 
 /* Bytes of one operand: a row longer than a block is worked on in blocks, whose results are merged in their order: that is what
@@ -45,6 +48,12 @@ struct fs_tile {
     ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of rows side by side: bytes from one to that which is fetched meanwhile */
     unsigned stream;                  /* bit o: what is written of operand o is to pass by the caches */
     const double *params;             /* in the table's order */
+    const uint8_t *mask;              /* of the first row of operand 0: 0 where a class is excluded; NULL excludes none */
+    ptrdiff_t mask_step;
+    unsigned *cleared;                /* a kernel sets bit o if it has made operand o 0 where a class is excluded */
+    int bare;                         /* what is excluded is still to be: in columns a kernel does it as it brings them */
+    int poison;                       /* then also: a row whose included logits are all -inf is NaN */
+    unsigned derived;                 /* and bit o: operand o is to be 0 where a class is excluded */
     fs_fetch *fetch;                  /* NULL: the next rows stand after these */
     double *scratch;                  /* 6 doubles per block of a row */
     char *aside;                      /* room for the terms of a row that is streamed, if they are kept */
@@ -93,14 +102,6 @@ typedef void fs_admit_fn(const fs_part *, const fs_option *);
 typedef void fs_poison_fn(const fs_part *);
 /* What a kernel leaves in `tile`, times a factor and the slopes, 0 where it is 0; and 0 where a class is excluded. */
 typedef void fs_finish_fn(const fs_part *, double factor);
-/* Targets of which the part `smoothing` is spread evenly over the included classes: of rows in `from`, or of class indices,
- * where a row whose label is `ignore` becomes 0, and so do its `logits`, which lie like the tile. */
-typedef struct {
-    double smoothing;
-    int indexed;
-    int64_t ignore;
-} fs_smoothing;
-typedef void fs_smooth_fn(const fs_part *, const fs_smoothing *, char *logits);
 
 /* Count the labels that are `ignore`; *bad is set to 1 if another one is not in [0, classes). */
 typedef ptrdiff_t fs_labels_fn(const int64_t *labels, ptrdiff_t n, int64_t classes, int64_t ignore, int *bad);
@@ -112,7 +113,6 @@ typedef struct {
     fs_admit_fn *admit;
     fs_poison_fn *poison;
     fs_finish_fn *finish;
-    fs_smooth_fn *smooth;
     fs_labels_fn *labels;
     int (*in_columns)(ptrdiff_t c, int vectors); /* whether a kernel works in columns */
 } fs_staging;

@@ -50,7 +50,6 @@ const fs_staging FS_STAGING[2] = {
      .admit = admit_f32,
      .poison = poison_f32,
      .finish = finish_f32,
-     .smooth = smooth_f32,
      .labels = count_labels,
      .in_columns = in_columns_f32},
     {.load = {[FS_F64] = load_own_f64, [FS_F32] = load_float_f64, [FS_F16] = load_half_f64, [FS_BF16] = load_brain_f64},
@@ -58,7 +57,6 @@ const fs_staging FS_STAGING[2] = {
      .admit = admit_f64,
      .poison = poison_f64,
      .finish = finish_f64,
-     .smooth = smooth_f64,
      .labels = count_labels,
      .in_columns = in_columns_f64},
 };

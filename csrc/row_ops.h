@@ -58,13 +58,19 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define COLUMNS(operand) REAL operand##_columns[cols ? COLUMNS_ROOM : 1] __attribute__((aligned(64)))
 #define BRING(operand, i, g)                                                                                          \
     do {                                                                                                              \
-        if (cols)                                                                                                     \
+        if (cols) {                                                                                                   \
             NAME(bring)(t, operand, i, g, operand##_columns);                                                         \
+            if (operand == 0 && t->bare)                                                                              \
+                NAME(exclude)(t, i, g, operand##_columns, -(REAL)INFINITY);                                           \
+        }                                                                                                             \
     } while (0)
 #define SEND(operand, i, g)                                                                                           \
     do {                                                                                                              \
-        if (cols)                                                                                                     \
+        if (cols) {                                                                                                   \
+            if (t->derived >> operand & 1)                                                                            \
+                NAME(exclude)(t, i, g, operand##_columns, 0);                                                         \
             NAME(send)(t, operand, i, g, operand##_columns, NULL, NULL, 0);                                           \
+        }                                                                                                             \
     } while (0)
 /* Element k of row r of a group: in its columns, or in memory; and all of them. */
 #define ELEMENT(operand, i, r, k)                                                                                     \
@@ -188,6 +194,19 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
             for (ptrdiff_t r = 0; r < g; r++)                                                                         \
                 if (G.special >> r & 1)                                                                               \
                     FILL(Y_, i, r, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);                          \
+    } while (0)
+
+/* The same of derivatives, which rows then have where the mask excludes no class only. */
+#define FILL_DERIVED(Y_, i, g)                                                                                        \
+    do {                                                                                                              \
+        FILL_SPECIAL(Y_, i, g, 0);                                                                                    \
+        if (__builtin_expect(!cols && t->mask && G.special != 0, 0))                                                  \
+            for (ptrdiff_t r = 0; r < g; r++)                                                                         \
+                for (ptrdiff_t j = 0; G.special >> r & 1 && j < t->c; j++)                                            \
+                    if (!IS_INCLUDED(i, r, j))                                                                           \
+                        ROW(Y_, (i) + r)[j] = 0;                                                                      \
+        if (!cols && t->cleared)                                                                                      \
+            *t->cleared |= 1u << Y_;                                                                                  \
     } while (0)
 
 /* A group's numbers in double. */
@@ -942,16 +961,66 @@ FS_INLINE void NAME(plain_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
 }
 DEFINE_SUMS(plain_sums)
 
-/* sum w (m - x): what smoothing adds to a loss.  flag: no weight is 0. */
+/* How many classes the mask includes in each row of a group, of which `col` holds 1 or 0 in columns. */
+FS_INLINE void NAME(count_included)(const fs_tile *t, ptrdiff_t i, ptrdiff_t g, const REAL *col, double *counts,
+                                    const int cols)
+{
+    for (ptrdiff_t r = 0; r < g; r += cols ? W : 1) {
+        REAL lane[W];
+        VEC count = V(set1)(0);
+        for (ptrdiff_t j = 0; cols && j < t->c * W; j += W)
+            count = V(add)(count, V(load)(col + r * t->c + j));
+        V(store)(lane, count);
+        for (ptrdiff_t q = 0; cols && q < W; q++)
+            counts[r + q] = lane[q];
+        if (!cols)
+            counts[r] = r && t->mask_step == 0 ? counts[0] : (double)NAME(included)(t, i + r);
+    }
+}
+
+/* What of a vector of classes the mask includes, if smoothing has to know. */
+FS_INLINE VEC NAME(of_included)(const PASS *p, ptrdiff_t j, ptrdiff_t rest, const int whole, VEC v, const int cols)
+{
+    const VEC zero = V(set1)(0);
+    if (!p->even)
+        return v;
+    if (cols)
+        return V(select)(V(eq)(V(load)((const REAL *)p->even + j), zero), zero, v);
+    const uint8_t *mask = (const uint8_t *)p->even + j;
+    return V(select)(whole ? V(truth)(mask) : V(truth_head)(mask, rest), v, zero);
+}
+
+/* What a pass at row r of a group takes as `even`: bytes of the mask, or in columns numbers that are 0 likewise.  What emits
+ * derivatives in rows takes it, too, to make them 0 there. */
+#define EVEN_ROOM REAL even_columns[cols ? COLUMNS_ROOM : 1] __attribute__((aligned(64)))
+#define BRING_EVEN(wanted, i, g)                                                                                      \
+    do {                                                                                                              \
+        if (cols && (wanted)) {                                                                                       \
+            for (ptrdiff_t j_ = 0; j_ < t->c * (((g) + W - 1) / W * W); j_++)                                          \
+                even_columns[j_] = 1;                                                                                 \
+            NAME(exclude)(t, i, g, even_columns, 0);                                                                  \
+        }                                                                                                             \
+    } while (0)
+#define COUNT_EVEN(i, g, counts) NAME(count_included)(t, i, g, even_columns, counts, cols)
+#define IS_INCLUDED(i, r, k) (!t->mask || t->mask[((i) + (r)) * t->mask_step + (k)])
+#define MASK_OF(i, r) ((const char *)t->mask + ((i) + (r)) * t->mask_step)
+#define INCLUDED_AT(i, r) (cols || !t->mask ? NULL : MASK_OF(i, r))
+#define IF_INCLUDED(v) NAME(of_included)(p, j, rest, whole, v, 0)
+#define EVEN_AT(i, r) (cols ? (const char *)(even_columns + (r)*t->c) : MASK_OF(i, r))
+
+/* sum w (m - x), what smoothing adds to a loss, and sum w, over the classes that are included.  flag: no weight is 0, and none
+ * is excluded. */
 FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC *s, const int cols)
 {
     const VEC zero = V(set1)(0), m = p->m;
     const REAL *x = p->x + from, *w = p->w ? p->w + from : NULL;
-    ACC a = NAME(acc_zero)();
+    ACC a = NAME(acc_zero)(), all = NAME(acc_zero)();
 #define WEIGHTED                                                                                                      \
     ({                                                                                                                \
-        VEC q = CLASS_AT(w, 0);                                                                                       \
+        VEC q = NAME(of_included)(p, from + j, rest, whole, CLASS_AT(w, 0), cols);                                    \
         NAME(acc_product)(&a, q, V(select)(V(eq)(q, zero), zero, V(sub)(m, AT(x, 0))));                              \
+        if (p->even)                                                                                                  \
+            NAME(acc_any)(&all, q);                                                                                   \
     })
 #if FS_FLOAT
     if (w && p->flag && !cols) {
@@ -972,10 +1041,13 @@ FS_INLINE void NAME(spread_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
     if (w)
         EVERYWHERE(WEIGHTED);
     else
-        EVERYWHERE(NAME(acc_any)(&a, V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m))));
+        EVERYWHERE({
+            VEC gap = V(sub)(m, whole ? V(load)(x + j) : V(load_head)(x + j, rest, m));
+            NAME(acc_any)(&a, NAME(of_included)(p, from + j, rest, whole, gap, cols));
+        });
 #undef WEIGHTED
     s[0] = NAME(acc_done)(a, 0);
-    s[1] = s[0];
+    s[1] = NAME(acc_done)(all, 0);
 }
 DEFINE_SUMS(spread_sums)
 
@@ -985,12 +1057,14 @@ DEFINE_SUMS(spread_sums)
 FS_INLINE void NAME(emit_index)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
     const VEC hi = p->hi, lo = p->lo, u = p->u;
-    if (p->flag)
+    if (p->flag && !p->even)
         EMIT(from, NAME(mul2)(TERM_HERE, hi, lo));
+    else if (p->flag)
+        EMIT(from, IF_INCLUDED(NAME(mul2)(TERM_HERE, hi, lo)));
     else if (p->w)
-        EMIT(from, V(fnma)(u, CLASS_AT(p->w, 0), NAME(mul2)(TERM_HERE, hi, lo)));
+        EMIT(from, IF_INCLUDED(V(fnma)(u, CLASS_AT(p->w, 0), NAME(mul2)(TERM_HERE, hi, lo))));
     else
-        EMIT(from, V(sub)(NAME(mul2)(TERM_HERE, hi, lo), u));
+        EMIT(from, IF_INCLUDED(V(sub)(NAME(mul2)(TERM_HERE, hi, lo), u)));
 }
 DEFINE_EMIT(emit_index)
 
@@ -1002,7 +1076,7 @@ FS_INLINE void NAME(emit_index_hess)(const PASS *p, ptrdiff_t from, ptrdiff_t c,
              VEC e = TERM_HERE, y = NAME(mul2)(e, hi, lo);
              y = p->flag ? y : p->w ? V(fnma)(u, CLASS_AT(p->w, 0), y) : V(sub)(y, u);
              EMIT_DIAGONAL(e);
-             y;
+             IF_INCLUDED(y);
          }));
 }
 DEFINE_EMIT(emit_index_hess)
@@ -1090,6 +1164,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
     const int empty = o[NAME(EMPTY)] != 0, options = spread != 0 || zloss != 0;
+    const int evened = spread != 0 && t->mask; /* then `spread` is shared among the included classes of each row */
     const int64_t ignore = (int64_t)o[NAME(IGNORE)];
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = slope ? t->c <= ROWS_GROUP : gradient && t->c <= (hess ? BLOCK : SAVE_LIMIT) && t->data[DX] != t->data[X];
@@ -1098,19 +1173,29 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     COLUMNS(HESS);
     COLUMNS(U);
     TERMS_ASIDE(slope);
+    EVEN_ROOM;
     GROUP G;
     REAL at[ROOM] = {0}, term[ROOM];
     int64_t y[ROOM] = {0};
     double m[ROOM], x_at[ROOM], e[ROOM], wy[ROOM], v[ROOM], up[ROOM];
-    for (int r = 0; r < ROOM; r++)
-        wy[r] = v[r] = up[r] = 1;
-    double weights = (double)t->c, weights_lo = 0; /* their sum, the same for every row */
-    int weighty = 1;                               /* none of them is 0 */
-    if (spread != 0 && w) {
+    /* The part of the targets that is spread evenly: a class's share, times its weight; the sum of the weights; its target's. */
+    double share[ROOM], weights[ROOM], weights_lo[ROOM], wy_even[ROOM];
+    for (int r = 0; r < ROOM; r++) {
+        wy[r] = v[r] = up[r] = wy_even[r] = 1;
+        share[r] = spread;
+        weights[r] = (double)t->c;
+        weights_lo[r] = 0;
+    }
+    int weighty = !evened; /* no weight is 0 */
+    if (spread != 0 && w && !evened) {
         PASS p = PASS_OF(.t = t, .c = t->c, .x = w);
         ACC sum, same;
         NAME(plain_sums_all)(&p, &sum, &same, 0);
-        NAME(sum_one)(sum, &weights, &weights_lo);
+        NAME(sum_one)(sum, weights, weights_lo);
+        for (int r = 1; r < ROOM; r++) {
+            weights[r] = weights[0];
+            weights_lo[r] = weights_lo[0];
+        }
         for (ptrdiff_t j = 0; j < t->c; j++)
             weighty &= w[j] != 0;
     }
@@ -1118,6 +1203,8 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         BRING(X, i, g);
         if (slope)
             BRING(U, i, g);
+        if (hess)
+            NAME(fetch_to)(t, HESS, i, g, cols);
         GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
                     g);
         if (hess)
@@ -1132,7 +1219,21 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             for (ptrdiff_t r = o; r < o + W && (cols || r < g); r++) /* of panels whole ones, which is unrolled */
                 at[r] = cols ? X_columns[o * t->c + y[r] * W + (r - o)] : ROW(X, i + r)[y[r]];
         for (ptrdiff_t r = 0; w && r < g; r++)
-            wy[r] = w[y[r]];
+            wy[r] = wy_even[r] = w[y[r]];
+        uint64_t besides = ignored; /* rows whose target's gradient is not for `put` */
+        if (t->mask)
+            for (ptrdiff_t r = 0; r < g; r++)
+                besides |= (uint64_t)!IS_INCLUDED(i, r, y[r]) << r;
+        BRING_EVEN(evened, i, g);
+        if (evened) {
+            double counts[ROOM];
+            COUNT_EVEN(i, g, counts);
+            for (ptrdiff_t r = 0; r < g; r++) {
+                weights[r] = counts[r];
+                share[r] = spread / (counts[r] > 1 ? counts[r] : 1);
+                wy_even[r] = IS_INCLUDED(i, r, y[r]) ? wy[r] : 0;
+            }
+        }
         NAME(ones)(t, V_, i, g, v);
         if (gradient)
             NAME(ones)(t, G_GRAD, i, g, up);
@@ -1140,11 +1241,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             SUMS a, same;
             double low[ROOM];
             FOR_PASSES(r, g) {
-                PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .flag = weighty);
+                PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .w = w, .flag = weighty,
+                                 .even = evened ? EVEN_AT(i, r) : NULL);
                 p.m = LANES(G.m, r);
                 NAME(spread_sums_all)(&p, &a.of[SLOT(r)], &same.of[SLOT(r)], cols);
             }
             NAME(sum_rows)(&a, g, spreads, low, cols);
+            if (evened && w)
+                NAME(sum_rows)(&same, g, weights, weights_lo, cols);
         }
         NAME(widen)(&G, G.m, m);
         NAME(widen)(&G, at, x_at);
@@ -1161,8 +1265,9 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             vd lost, gap = NAME(difference)(top, x, &lost), nll = NAME(plus_log)(&G, o, gap, lost, scale);
             vd value = d_mul(q, d_select(d_eq(q, zero), log, nll));
             if (spread != 0) {
-                other = d_mul(d_set1(spread), d_add(d_sub(d_set1(weights), f_w), d_set1(weights_lo)));
-                q = d_add(q, d_mul(d_set1(spread), f_w));
+                const vd even = d_load(share + o), f_even = d_load(wy_even + o);
+                other = d_mul(even, d_add(d_sub(d_load(weights + o), f_even), d_load(weights_lo + o)));
+                q = d_add(q, d_mul(even, f_even));
             }
             if (zloss != 0) {
                 vd lse = NAME(plus_log)(&G, o, top, zero, scale);
@@ -1187,14 +1292,14 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             wide log = (wide)G.log_hi[r] + G.log_lo[r], top = (wide)m[r] * scale, lse = top + log, q = one_hot * wy[r];
             wide value = q == 0 ? 0 * log : q * (((wide)m[r] - x_at[r]) * scale + log);
             if (spread != 0)
-                value += spread * ((wide)scale * spreads[r] + (wide)weights * log);
+                value += share[r] * ((wide)scale * spreads[r] + (wide)weights[r] * log);
             if (zloss != 0)
                 value += zloss * lse * lse;
             loss[r] = (double)(value * v[r]);
         }
         if (__builtin_expect((G.special | ignored) != 0, 0))
             for (ptrdiff_t r = 0; r < g; r++) {
-                int any = one_hot * wy[r] != 0 || options;
+                int any = one_hot * wy[r] != 0 || zloss != 0 || (spread != 0 && !(evened && weights[r] == 0));
                 if (G.special >> r & 1)
                     loss[r] = G.kind[r] == IS_EMPTY && empty ? (any ? v[r] * INFINITY : 0) : NAN;
                 if (ignored >> r & 1)
@@ -1216,6 +1321,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 p.w = w;
                 p.u = LANES(ref, r);
                 p.flag = spread != 0;
+                p.even = evened ? EVEN_AT(i, r) : NULL;
                 SET_LINES(p, next_other, LINES(U, i + r, g));
                 NAME(along_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
             }
@@ -1224,7 +1330,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             for (ptrdiff_t r = 0; r < g; r++) {
                 wide mean = ((wide)dot[r] + dot_lo[r]) / ((wide)G.s[r] + G.s_lo[r]), value = one_hot * wy[r] * mean;
                 if (spread != 0)
-                    value += spread * (((wide)weights + weights_lo) * mean - ((wide)even[r] + even_lo[r]));
+                    value += share[r] * (((wide)weights[r] + weights_lo[r]) * mean - ((wide)even[r] + even_lo[r]));
                 if (zloss != 0)
                     value += 2 * zloss * NAME(lse_of)(&G, scale, r) * (ref[r] + mean);
                 if (__builtin_expect(G.special >> r & 1, 0))
@@ -1236,12 +1342,13 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             continue;
         NAME(group_inverse)(&G, factor, hi, lo);
         for (ptrdiff_t r = 0; spread != 0 && r < G.n; r++)
-            u[r] = (REAL)(v[r] * up[r] * scale * spread);
+            u[r] = (REAL)(v[r] * up[r] * scale * share[r]);
         NAME(diagonal) D;
         D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         for (ptrdiff_t r = 0; hess && r < G.n; r++)
             NAME(set_diagonal)(&D, &G, r, (wide)v[r] * up[r] * scale * scale,
-                               (wide)one_hot * wy[r] + (spread != 0 ? spread * ((wide)weights + weights_lo) : 0), zloss, scale);
+                               (wide)one_hot * wy[r] + (spread != 0 ? share[r] * ((wide)weights[r] + weights_lo[r]) : 0),
+                               zloss, scale);
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, KEPT(DX, i, r), i, r);
             TO(p, DX, i, r, STREAMED_AFTER_TERMS(DX));
@@ -1250,6 +1357,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             p.lo = LANES(lo, r);
             p.u = LANES(u, r);
             p.flag = spread == 0;
+            p.even = INCLUDED_AT(i, r);
             if (hess) {
                 DIAGONAL_PASS(p, OF(HESS, i, r), r);
                 NAME(emit_index_hess_all)(&p, cols);
@@ -1257,16 +1365,18 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 NAME(emit_index_all)(&p, cols);
             }
         }
-        FILL_SPECIAL(DX, i, g, 0);
+        FILL_DERIVED(DX, i, g);
         for (ptrdiff_t r = 0; ignored && r < g; r++)
             if (ignored >> r & 1)
                 FILL(DX, i, r, 0);
+        if (cols && t->derived >> DX & 1)
+            NAME(exclude)(t, i, g, DX_columns, 0);
         if (cols)
-            NAME(send)(t, DX, i, g, DX_columns, y, target, G.special | ignored);
+            NAME(send)(t, DX, i, g, DX_columns, y, target, G.special | besides);
         else
-            NAME(put)((char *)ROW(DX, i), t->step[DX], sizeof(REAL), g, y, target, G.special | ignored);
+            NAME(put)((char *)ROW(DX, i), t->step[DX], sizeof(REAL), g, y, target, G.special | besides);
         if (hess) {
-            FILL_SPECIAL(HESS, i, g, 0);
+            FILL_DERIVED(HESS, i, g);
             for (ptrdiff_t r = 0; r < g; r++)
                 if (ignored >> r & 1)
                     FILL(HESS, i, r, 0);
@@ -1280,7 +1390,7 @@ FS_INLINE void NAME(cross_entropy_index_grad_rows)(const fs_tile *t, const int c
 FS_INLINE void NAME(cross_entropy_index_hess_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_HESS); }
 FS_INLINE void NAME(cross_entropy_index_jvp_rows)(const fs_tile *t, const int cols) { NAME(index_rows)(t, cols, FS_SLOPE); }
 
-/* q = w (keep t + spread) of a vector of targets; u is keep, v is spread. */
+/* q = w (keep t + spread) of a vector of targets. */
 FS_INLINE VEC NAME(smoothed)(const PASS *p, VEC t, VEC w, VEC keep, VEC spread)
 {
     if (p->flag)
@@ -1296,7 +1406,8 @@ FS_INLINE void NAME(probs_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC 
     ACC a = NAME(acc_zero)(), b = NAME(acc_zero)();
     EVERYWHERE({
         FETCH(p, from + j);
-        VEC q = NAME(smoothed)(p, AT(t, 0), w ? CLASS_AT(w, 0) : one, u, v);
+        VEC even = NAME(of_included)(p, from + j, rest, whole, v, cols);
+        VEC q = NAME(smoothed)(p, AT(t, 0), w ? CLASS_AT(w, 0) : one, u, even);
         if (!whole) { /* beyond the rest, smoothing has made q of nothing */
             REAL lanes[W];
             V(store)(lanes, q);
@@ -1326,7 +1437,7 @@ FS_INLINE VEC NAME(probs_gradient)(const PASS *p, VEC term, VEC target, VEC w)
 FS_INLINE void NAME(emit_probs)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
     const VEC factor = p->factor, one = V(set1)(1);
-    EMIT(from, V(mul)(factor, NAME(probs_gradient)(p, TERM_HERE, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one)));
+    EMIT(from, IF_INCLUDED(V(mul)(factor, NAME(probs_gradient)(p, TERM_HERE, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one))));
 }
 DEFINE_EMIT(emit_probs)
 
@@ -1337,7 +1448,7 @@ FS_INLINE void NAME(emit_probs_hess)(const PASS *p, ptrdiff_t from, ptrdiff_t c,
     EMIT(from, ({
              VEC e = TERM_HERE, y = NAME(probs_gradient)(p, e, AT(p->other, 0), p->w ? CLASS_AT(p->w, 0) : one);
              EMIT_DIAGONAL(e);
-             V(mul)(factor, y);
+             IF_INCLUDED(V(mul)(factor, y));
          }));
 }
 DEFINE_EMIT(emit_probs_hess)
@@ -1366,6 +1477,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
     const int empty = o[NAME(EMPTY)] != 0, smooth = one_hot != 1 || spread != 0;
+    const int evened = spread != 0 && t->mask; /* as for class indices */
     const REAL *w = (const REAL *)t->data[WEIGHT];
     const int keep = slope ? t->c <= ROWS_GROUP
                            : gradient && t->c <= (hess ? BLOCK : SAVE_LIMIT) && t->data[DX] != t->data[X] && t->data[DX] != t->data[T];
@@ -1375,12 +1487,25 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
     COLUMNS(HESS);
     COLUMNS(U);
     TERMS_ASIDE(slope);
+    EVEN_ROOM;
     GROUP G;
+    REAL share[ROOM];
+    for (ptrdiff_t r = 0; r < ROOM; r++)
+        share[r] = (REAL)spread;
     FOR_GROUPS(i, g) {
+        BRING_EVEN(evened, i, g);
+        if (evened) {
+            double counts[ROOM];
+            COUNT_EVEN(i, g, counts);
+            for (ptrdiff_t r = 0; r < g; r++)
+                share[r] = (REAL)(spread / (counts[r] > 1 ? counts[r] : 1));
+        }
         BRING(X, i, g);
         BRING(T, i, g);
         if (slope)
             BRING(U, i, g);
+        if (hess)
+            NAME(fetch_to)(t, HESS, i, g, cols);
         GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
                     g);
         if (hess)
@@ -1393,10 +1518,10 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
         D.excess = hess ? (REAL)fmax(o[EXCESS], LEAST_EXCESS) : 0;
         FOR_PASSES(r, g) {
             PASS p = PASS_OF(.t = t, .c = t->c, .x = OF(X, i, r), .other = OF(T, i, r), .w = w, .flag = smooth,
-                             OF_LINES(next_other, LINES(T, i + r, g)));
+                             .even = evened ? EVEN_AT(i, r) : NULL, OF_LINES(next_other, LINES(T, i + r, g)));
             p.m = LANES(G.m, r);
             p.u = V(set1)((REAL)one_hot);
-            p.v = V(set1)((REAL)spread);
+            p.v = LANES(share, r);
             NAME(probs_sums_all)(&p, &a.of[SLOT(r)], &b.of[SLOT(r)], cols);
         }
         NAME(sum_rows)(&a, g, sum_q, q_lo, cols);
@@ -1418,8 +1543,10 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             int special = G.special >> r & 1;
             if (__builtin_expect(special, 0)) {
                 int any = zloss != 0;
-                for (ptrdiff_t j = 0; j < t->c; j++)
-                    any |= (one_hot * ELEMENT(T, i, r, j) + spread) * (w ? w[j] : 1) != 0;
+                for (ptrdiff_t j = 0; j < t->c; j++) {
+                    const int even = !evened || t->mask[(i + r) * t->mask_step + j];
+                    any |= (one_hot * ELEMENT(T, i, r, j) + even * spread) * (w ? w[j] : 1) != 0;
+                }
                 value = G.kind[r] == IS_EMPTY && empty ? (any ? INFINITY : 0) : NAN;
             }
             ONE(gradient || slope ? LOSS_GRAD : LOSS, i + r) = (REAL)(special && value == 0 ? 0 : v * value);
@@ -1449,7 +1576,8 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             p.hi = LANES(hi, r);
             p.lo = LANES(lo, r);
             p.u = V(set1)((REAL)one_hot);
-            p.v = V(set1)((REAL)spread);
+            p.v = LANES(share, r);
+            p.even = INCLUDED_AT(i, r);
             p.flag = smooth;
             p.all = LANES(all, r);
             p.all_lo = LANES(all_lo, r);
@@ -1475,10 +1603,10 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             }
             continue;
         }
-        FILL_SPECIAL(DX, i, g, 0);
+        FILL_DERIVED(DX, i, g);
         SEND(DX, i, g);
         if (hess) {
-            FILL_SPECIAL(HESS, i, g, 0);
+            FILL_DERIVED(HESS, i, g);
             SEND(HESS, i, g);
         }
     }

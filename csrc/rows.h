@@ -477,6 +477,7 @@ typedef struct {
     X(const REAL *, other)                                                                                            \
     X(const REAL *, along)                                                                                            \
     X(const REAL *, w)                                                                                                \
+    X(const char *, even)                                                                                             \
     X(const REAL *, terms)                                                                                            \
     X(REAL *, y)                                                                                                      \
     X(REAL *, save)                                                                                                   \
@@ -923,6 +924,44 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
         NAME(put)(rows, step, size, g, label, numbers, besides);
 }
 
+/* Put a value where the mask excludes a class into the columns of rows i to i + g. */
+static void NAME(exclude)(const fs_tile *t, ptrdiff_t i, ptrdiff_t g, REAL *col, REAL value)
+{
+    const ptrdiff_t c = t->c, step = t->mask_step;
+    const uint8_t *row = t->mask + i * step;
+    const VEC v = V(set1)(value);
+    for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
+        if (left < W || c < 4) {
+            for (ptrdiff_t r = 0; r < W; r++)
+                for (ptrdiff_t k = 0; k < c; k++)
+                    if (!row[(r < left ? r : 0) * step + k])
+                        col[k * W + r] = value;
+            continue;
+        }
+        for (ptrdiff_t k = 0; k < c; k += 4) {
+            const ptrdiff_t at = k + 4 <= c ? k : c - 4; /* some twice */
+            const V(words) words = V(load_words)(row + at, step);
+#define ONE_CLASS(a) V(store_unless)(V(byte)(words, a), col + (at + a) * W, v)
+            ONE_CLASS(0), ONE_CLASS(1), ONE_CLASS(2), ONE_CLASS(3);
+#undef ONE_CLASS
+        }
+    }
+}
+
+/* How many classes the mask of a tile includes in a row. */
+static ptrdiff_t NAME(included)(const fs_tile *t, ptrdiff_t r)
+{
+    const uint8_t *mask = t->mask + r * t->mask_step;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t j = 0; j < t->c;) {
+        uint8_t part = 0; /* so that bytes are added, not words */
+        for (ptrdiff_t end = t->c - j < 192 ? t->c : j + 192; j < end; j++)
+            part += mask[j] != 0;
+        count += part;
+    }
+    return count;
+}
+
 /* Where row r of a group begins in its columns; its classes follow W elements apart. */
 FS_INLINE ptrdiff_t NAME(in_panels)(ptrdiff_t c, ptrdiff_t r) { return r / W * W * c + r % W; }
 
@@ -963,9 +1002,12 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
     G->special &= ~0ull >> (64 - g);
     if (__builtin_expect(G->special != 0, 0))
         for (ptrdiff_t r = 0; r < g; r++)
-            if (G->special >> r & 1)
+            if (G->special >> r & 1) {
                 G->kind[r] = cols ? NAME(classify)(col + NAME(in_panels)(t->c, r), W, t->c)
                                   : NAME(classify)(NAME(row)(t, x, first + r), 1, t->c);
+                if (x == 0 && t->bare && t->poison && G->kind[r] == IS_EMPTY && NAME(included)(t, first + r))
+                    G->kind[r] = IS_NAN;
+            }
 }
 
 /* From the maxima, what exp_term needs, and the maximum's own term. */
@@ -1137,14 +1179,15 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
     return (double)(sum * expl(((long double)next - m) * k->scale));
 }
 
-/* A row as it stands, or copied to where there is room for it. */
+/* A row of logits as it stands, or copied to where there is room for it. */
 static const REAL *NAME(contiguous)(const fs_tile *t, int operand, ptrdiff_t r, REAL *room)
 {
     const char *x = (const char *)NAME(row)(t, operand, r);
-    if (!NAME(by_class)(t, operand))
+    const int bare = operand == 0 && t->bare;
+    if (!NAME(by_class)(t, operand) && !bare)
         return (const REAL *)x;
     for (ptrdiff_t k = 0; k < t->c; k++, x += t->apart[operand])
-        room[k] = *(const REAL *)x;
+        room[k] = !bare || t->mask[r * t->mask_step + k] ? *(const REAL *)x : -(REAL)INFINITY;
     return room;
 }
 

@@ -11,6 +11,7 @@ FS_INLINE PASS NAME(part)(const PASS *p, ptrdiff_t from)
     q.other += from;
     q.along += from;
     q.w += q.w ? from : 0;
+    q.even += q.even ? from : 0; /* only rows have parts */
     q.terms += q.terms ? from : 0;
     return q;
 }
@@ -32,8 +33,10 @@ FS_INLINE void NAME(along_sums)(const PASS *row, ptrdiff_t from, ptrdiff_t c, AC
         /* Beyond the row the direction is u: no difference. */
         VEC d = ALONG_HERE(AT(p->x, 0), whole ? V(load)(p->along + j) : V(load_head)(p->along + j, rest, ref));
         NAME(acc_times_difference)(&a, TERM_HERE, d, ref);
-        if (p->flag)
-            NAME(acc_times_difference)(&b, p->w ? CLASS_AT(p->w, 0) : one, d, ref);
+        if (p->flag) {
+            VEC w = NAME(of_included)(p, j, rest, whole, p->w ? CLASS_AT(p->w, 0) : one, cols);
+            NAME(acc_times_difference)(&b, w, d, ref);
+        }
         FETCH(p, from + j);
     });
     s[0] = NAME(acc_done)(a, 0);
@@ -88,10 +91,21 @@ FS_INLINE VEC NAME(curved)(const PASS *p, VEC e)
     return V(fma)(h, p->excess, h);
 }
 
+/* Fetch a group's rows that will be written; in rows the pass that writes them does. */
+FS_INLINE void NAME(fetch_to)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, const int cols)
+{
+    const char *row = (const char *)NAME(row)(t, operand, i), *end = (const char *)NAME(row)(t, operand, i + g);
+    if (cols && !NAME(by_class)(t, operand))
+        for (; row < end; row += 64)
+            __builtin_prefetch(row, 1);
+}
+
 /* Beside what a pass emits, store the diagonal. */
 #define EMIT_DIAGONAL(e)                                                                                              \
     do {                                                                                                              \
-        VEC diagonal_ = NAME(curved)(p, e);                                                                           \
+        VEC diagonal_ = IF_INCLUDED(NAME(curved)(p, e));                                                                     \
+        if (!cols && whole)                                                                                           \
+            __builtin_prefetch((const char *)(p->save + j) + AHEAD, 1);                                               \
         if (whole)                                                                                                    \
             V(store)(p->save + j, diagonal_);                                                                         \
         else                                                                                                          \

@@ -273,36 +273,6 @@ static void NAME(finish)(const fs_part *part, double by)
         })
 }
 
-static void NAME(smooth)(const fs_part *part, const fs_smoothing *s, char *logits)
-{
-    const VEC zero = V(set1)(0), keep = V(set1)((REAL)(1 - s->smoothing));
-    for (ptrdiff_t r = 0; r < part->rows; r++) {
-        fs_part p = *part;
-        p.tile += r * p.step;
-        p.mask += r * p.mask_step;
-        p.from += r * p.from_step;
-        p.rows = 1;
-        const int64_t label = s->indexed ? *(const int64_t *)p.from : 0;
-        const int ignored = s->indexed && label == s->ignore;
-        ptrdiff_t count = 0;
-        for (ptrdiff_t j = 0; j < p.c; j++)
-            count += p.mask[j] != 0;
-        const double share = ignored ? 0 : s->smoothing / (double)(count ? count : 1);
-        const VEC even = V(set1)((REAL)share);
-        if (s->indexed) {
-            REAL *q = (REAL *)p.tile;
-            p.from = NULL;
-            EACH_PART(PUT(y, V(select)(INCLUDED, even, zero)))
-            if (ignored)
-                memset(logits + r * p.step, 0, (size_t)p.c * sizeof(REAL));
-            else
-                q[label] = (REAL)((REAL)(1 - s->smoothing) + (p.mask[label] ? share : 0));
-        } else {
-            EACH_PART(PUT(y, V(fma)(GET(x), keep, V(select)(INCLUDED, even, zero))))
-        }
-    }
-}
-
 #undef EACH_PART
 #undef GET
 #undef PUT

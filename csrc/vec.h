@@ -18,6 +18,8 @@
  *                                     FS_STREAMED() orders them before what other threads do next
  *   from_half to_half ...             (d_ only) the same as doubles, which are rounded once
  *   truth truth_head                  the mask of those of W bytes in memory that are not 0; the first n only, the rest are 0
+ *   load_words byte                   4 bytes in memory for each lane, those of lane l at p + l step; the mask of the lanes whose
+ *                                     byte a of these is not 0
  *   store_unless                      store where the mask is not
  *   exponent                          floor(log2 a) of a positive normal number
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by

@@ -247,6 +247,29 @@ FS_INLINE __m256i d_bytes(const uint8_t *p)
 }
 FS_INLINE vf f_truth(const uint8_t *p) { return f_as_mask(_mm256_cmpgt_epi32(f_bytes(p), _mm256_setzero_si256())); }
 FS_INLINE vd d_truth(const uint8_t *p) { return d_as_mask(_mm256_cmpgt_epi64(d_bytes(p), _mm256_setzero_si256())); }
+typedef __m256i f_words;
+typedef __m128i d_words;
+FS_INLINE f_words f_load_words(const uint8_t *p, ptrdiff_t step)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_i32gather_epi32((const int *)p, _mm256_mullo_epi32(lane, _mm256_set1_epi32((int)step)), 1);
+}
+FS_INLINE d_words d_load_words(const uint8_t *p, ptrdiff_t step)
+{
+    const __m128i lane = _mm_setr_epi32(0, 1, 2, 3);
+    return _mm_i32gather_epi32((const int *)p, _mm_mullo_epi32(lane, _mm_set1_epi32((int)step)), 1);
+}
+FS_INLINE vf f_byte(f_words v, int a)
+{
+    __m256i byte = _mm256_set1_epi32((int)(0xffu << 8 * a));
+    return f_as_mask(_mm256_xor_si256(_mm256_cmpeq_epi32(_mm256_and_si256(v, byte), _mm256_setzero_si256()), _mm256_set1_epi32(-1)));
+}
+FS_INLINE vd d_byte(d_words v, int a)
+{
+    __m128i byte = _mm_set1_epi32((int)(0xffu << 8 * a));
+    __m128i none = _mm_cmpeq_epi32(_mm_and_si128(v, byte), _mm_setzero_si128());
+    return d_as_mask(_mm256_xor_si256(_mm256_cvtepi32_epi64(none), _mm256_set1_epi32(-1)));
+}
 FS_INLINE vf f_truth_head(const uint8_t *p, ptrdiff_t n)
 {
     uint8_t raw[f_W] = {0};

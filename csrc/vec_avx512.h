@@ -261,6 +261,20 @@ FS_INLINE md d_truth(const uint8_t *p)
     __m128i v = _mm_loadl_epi64((const __m128i *)p);
     return (md)_mm_test_epi8_mask(v, v);
 }
+typedef __m512i f_words;
+typedef __m256i d_words;
+FS_INLINE f_words f_load_words(const uint8_t *p, ptrdiff_t step)
+{
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32((int)step)), p, 1);
+}
+FS_INLINE d_words d_load_words(const uint8_t *p, ptrdiff_t step)
+{
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_i32gather_epi32((const int *)p, _mm256_mullo_epi32(lane, _mm256_set1_epi32((int)step)), 1);
+}
+FS_INLINE mf f_byte(f_words v, int a) { return _mm512_test_epi32_mask(v, _mm512_set1_epi32((int)(0xffu << 8 * a))); }
+FS_INLINE md d_byte(d_words v, int a) { return _mm256_test_epi32_mask(v, _mm256_set1_epi32((int)(0xffu << 8 * a))); }
 FS_INLINE vd d_from_float(const float *p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 FS_INLINE void d_to_float(float *p, vd v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 FS_INLINE vd d_from_half(const uint16_t *p)

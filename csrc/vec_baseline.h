@@ -240,6 +240,19 @@ FS_INLINE void d_to_brain(uint16_t *p, vd v)
     memcpy(p, four, 4);
 }
 
+typedef struct {
+    const uint8_t *p;
+    ptrdiff_t step;
+} f_words, d_words;
+FS_INLINE f_words f_load_words(const uint8_t *p, ptrdiff_t step) { return (f_words){p, step}; }
+FS_INLINE d_words d_load_words(const uint8_t *p, ptrdiff_t step) { return (d_words){p, step}; }
+FS_INLINE mf f_byte(f_words v, int a)
+{
+    const uint8_t *p = v.p + a;
+    return (mf){-(p[0] != 0), -(p[v.step] != 0), -(p[2 * v.step] != 0), -(p[3 * v.step] != 0)};
+}
+FS_INLINE md d_byte(d_words v, int a) { return (md){-(v.p[a] != 0), -(v.p[a + v.step] != 0)}; }
+
 /* No stores past the caches in the portable vocabulary. */
 #define f_stream f_store
 #define d_stream d_store

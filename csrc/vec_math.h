@@ -42,6 +42,17 @@ FS_INLINE vd d_log_quotient(vd z)
                 d_fma(z, d_set1(LOG_F64_P1), d_set1(LOG_F64_P0)));
 }
 
+/* The same for z up to 1/9, which is 0.2 ULP of the logarithm off. */
+FS_INLINE vd d_log1p_quotient(vd z)
+{
+    vd z2 = d_mul(z, z), z4 = d_mul(z2, z2);
+    vd a = d_fma(z, d_set1(LOG1P_F64_P1), d_set1(LOG1P_F64_P0));
+    vd b = d_fma(z, d_set1(LOG1P_F64_P3), d_set1(LOG1P_F64_P2));
+    vd c = d_fma(z, d_set1(LOG1P_F64_P5), d_set1(LOG1P_F64_P4));
+    vd d = d_fma(z, d_set1(LOG1P_F64_P7), d_set1(LOG1P_F64_P6));
+    return d_fma(z4, d_fma(z4, d_set1(LOG1P_F64_P8), d_fma(z2, d, c)), d_fma(z2, b, a));
+}
+
 /* P(f) with log(1 + f) = f - f^2/2 + f^3 P(f), for 1 + f from sqrt(1/2) to 3/2. */
 FS_INLINE vf f_log1p_quotient(vf f)
 {

@@ -14,10 +14,9 @@ A backend is a module of this package with the same seven doors:
     input z is multiplied by ``factor``; with ``softcap`` (in float64 only) it becomes ``softcap * tanh(z / softcap)``;
     classes where ``where``, a bool per element, is False are excluded (-inf); with ``poison`` a row whose included
     logits are all -inf is NaN.  The input of number ``cleared`` (if not -1) is made 0 where a class is excluded.  With
-    ``smoothing`` (and ``where``) that part of the second input is spread evenly over the included classes of each row;
-    if ``ignore`` is not None it holds class indices, and where they are ``ignore`` the row of targets is 0, and that of
-    logits, too.  Outputs whose numbers are in the dict ``chain`` are multiplied by its value (with a softcap by the
-    slope of what has become of z), where they are not 0, and cleared where a class is excluded.
+    ``where`` the parameter ``spread`` is what the included classes of a row share, not what each class gets.  Outputs
+    whose numbers are in the dict ``chain`` are multiplied by its value (with a softcap by the slope of what has become
+    of z), where they are not 0, and cleared where a class is excluded.
 ``why_not()``
     None if it can run here, else a sentence that says why not and how to get it.
 ``quick(op, ins, outs, params)``

@@ -249,6 +249,9 @@ class _Loss(Reduction):
         y, c = self.target, self.frame.c
         if y.size == 0:
             return None
+        count = getattr(_backends.current(), "count_ignored", None)
+        if count is not None and count(y, c, self.ignore) == 0:
+            return None
         low, high = int(y.min()), int(y.max())
         if low >= 0 and high < c and not low <= self.ignore <= high:
             return None
@@ -270,6 +273,10 @@ class _Loss(Reduction):
             return float(self.frame.r if isinstance(rows, float) else rows.sum(dtype=np.float64))
         if isinstance(rows, float) and isinstance(self.weight, float):
             return float(self.frame.r - (0 if self.ignored is None else np.count_nonzero(self.ignored)))
+        weigh = getattr(_backends.current(), "weigh_rows", None)
+        total = weigh(self.target, self.ignore, self.weight, rows) if weigh is not None and self.frame.c else None
+        if total is not None:
+            return float(total)
         each = np.ones(self.target.shape) if isinstance(rows, float) else rows.astype(np.float64)
         if isinstance(self.weight, np.ndarray) and self.frame.c:  # without classes, all rows are ignored
             each *= self.weight.astype(np.float64)[
@@ -309,9 +316,7 @@ class _Loss(Reduction):
         rows = self.rows
         options: dict[str, Any] = {"where": self.mask, "softcap": self.softcap}
         if self._evened():
-            op = OPS["cross_entropy_probs" + kind]
             options["smoothing"] = self.smoothing
-            options["ignore"] = self.ignore if self.indexed else None
             if self.ignored is not None:
                 rows = np.where(self.ignored, 0, rows)
                 if not np.isfinite(operands.get("g", 0.0)).all():

@@ -277,14 +277,13 @@ class Staging:
         factor: float,
         poison: bool,
         smoothing: float = 0.0,
-        ignore: int | None = None,
     ) -> None:
         self.where = where  # bool, broadcast to the frame's shape
         self.softcap = softcap
         self.factor = factor  # multiplies the logits first
         self.poison = poison  # rows whose included logits are all -inf become nan (empty="nan")
         self.smoothing = smoothing  # of the targets, evenly over the included classes
-        self.ignore = ignore  # if not None, the targets of a probability kernel are class indices
+        self.ignore: int | None = None  # if not None, the targets of a probability kernel are class indices
 
     def options(self, op: Op, where: Array | None) -> dict[str, Any]:
         """Return the same as a backend's keywords, for its view of the mask."""
@@ -292,7 +291,7 @@ class Staging:
         slope = self.factor if self.softcap is None else 1.0
         return {
             "where": where, "factor": self.factor, "softcap": self.softcap or 0.0, "poison": self.poison,
-            "cleared": -1 if where is None else cleared, "smoothing": self.smoothing, "ignore": self.ignore,
+            "cleared": -1 if where is None else cleared,
             "chain": {k: _power(slope, DERIVATIVES[n]) for k, (n, _) in enumerate(op.outs) if n in DERIVATIVES},
         }  # fmt: skip
 
@@ -308,7 +307,6 @@ def execute(
     where: Array | None = None,
     softcap: float | None = None,
     smoothing: float = 0.0,
-    ignore: int | None = None,
 ) -> None:
     """Compute ``op`` on rows in ``dtype``.
 
@@ -333,14 +331,11 @@ def execute(
             staging = Staging(where, None, math.copysign(1.0, scale) if usual else scale, poison)
             params = {**params, "scale": abs(scale) if usual else 1.0}
         if smoothing:
-            # Even over the included classes, whose number differs from row to row: the tile of targets takes it.
-            staging.smoothing, staging.ignore = smoothing, ignore
-            params = {**params, "keep": 1.0, "spread": 0.0}
+            # Even over the included classes, whose number differs from row to row.
+            staging.smoothing = smoothing
+            params = {**params, "spread": smoothing}
     room = _backends.current()
-    views = [
-        a if name == "t" and ignore is not None else _view(frame, kind, a)
-        for (name, kind), a in zip(op.ins, ins, strict=True)
-    ]
+    views = [_view(frame, kind, a) for (_, kind), a in zip(op.ins, ins, strict=True)]
     reads = room.reads.get(dtype, frozenset())
     with np.errstate(all="ignore"):
         # One number per row, or per class: converted here, so that it does not make the plan stage the rows.
@@ -356,8 +351,6 @@ def execute(
     # The losses compute what is capped in float64; a tanh in float32 is left to NumPy.
     native = staging is None or (room.masks and (staging.softcap is None or dtype == F8))
     kinds, operands = [*op.ins, *results], views + targets
-    if staging is not None and staging.ignore is not None:
-        kinds = [(name, LABEL if name == "t" else kind) for name, kind in kinds]
     if native and all(_ready(a, kind, dtype, reads) for (_, kind), a in zip(kinds, operands)):
         if where is not None:
             kinds, operands = [*kinds, ("where", ROW)], [*operands, frame.rows(where)]
@@ -370,8 +363,15 @@ def execute(
                 options = staging.options(op, mask)
             kernel(operands[: len(op.ins)], operands[len(op.ins) :], values, threads, **options)
             return
+    if staging is not None and staging.smoothing and not native:
+        # The tile of targets takes it, as probabilities.
+        if "ignore" in op.params:
+            op, staging.ignore = OPS[op.name.replace("_index", "_probs")], int(params["ignore"])
+            kernel = room.kernel(op.name, dtype)
+        params = {**params, "keep": 1.0, "spread": 0.0}
+        values = tuple(params[p] for p in op.params)
     with np.errstate(all="ignore"):
-        _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging)
+        _execute_staged(op, frame, views, targets, values, dtype, kernel, threads, staging, native)
 
 
 def _view(frame: Frame, kind: str, a: Any) -> Any:
@@ -478,8 +478,12 @@ def _execute_staged(
     kernel: _backends.Kernel,
     threads: int,
     staging: Staging | None,
+    native: bool,
 ) -> None:
-    """Load a block of rows into contiguous tiles, compute there, store it back; then the next one."""
+    """Load a block of rows into contiguous tiles, compute there, store it back; then the next one.
+
+    What else happens to logits is left to a kernel that does it, whose bits must not depend on the layout.
+    """
     c = frame.c
     outs = op.results[: len(targets)]
     width = c * c if any(kind == SQUARE for _, kind in op.outs) else c
@@ -497,7 +501,7 @@ def _execute_staged(
                 tiles.append(np.ascontiguousarray(a, dtype))
                 continue
             part = a[index]
-            if name == "t" and staging is not None and staging.smoothing:
+            if name == "t" and staging is not None and staging.smoothing and not native:
                 assert included is not None
                 tiles.append(_smoothed(part, included, tiles[0], staging))
             elif kind == ROW:
@@ -505,8 +509,8 @@ def _execute_staged(
                 _copy(tile.reshape(part.shape), part)
                 if staging is not None and name == "x":
                     included = None if mask is None else mask[index].reshape(1, -1, c)
-                    slope = _stage_logits(tile, included, staging)
-                elif name == "y" and included is not None:
+                    slope = None if native else _stage_logits(tile, included, staging)
+                elif name == "y" and included is not None and not native:
                     np.putmask(tile, ~included, 0)
                 tiles.append(tile)
             else:
@@ -521,9 +525,11 @@ def _execute_staged(
             for (_, kind), a in zip(outs, targets)
             for part in (a[index],)
         ]
-        kernel(tiles, results, values, threads)
+        kernel(
+            tiles, results, values, threads, **(staging.options(op, included) if staging is not None and native else {})
+        )
         for (name, kind), tile, a in zip(outs, results, targets):
-            order = DERIVATIVES.get(name, 0)
+            order = 0 if native else DERIVATIVES.get(name, 0)
             if order and slope is not None:
                 # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
                 np.multiply(tile, _power(slope, order), out=tile, where=tile != 0)

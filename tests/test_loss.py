@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -291,6 +292,86 @@ def test_smoothing_is_uniform_over_included_classes(room: Room, dtype: np.dtype)
             assert_close(value[i], np.asarray(row.value, LD), 6)
             assert_close(grad[i, kept], row.grad.astype(LD), 8, np.maximum(np.abs(row.grad), 0.5), "gradient")
             assert (grad[i, ~mask[i]] == 0).all()
+
+
+@pytest.mark.parametrize("classes", [3, 40, 300])
+def test_options_keep_the_bits_of_a_row(room: Room, dtype: np.dtype, classes: int) -> None:
+    """What options make of a row depends neither on how its logits and its mask lie in memory nor on its neighbours."""
+    rng = np.random.default_rng(classes)
+    rows = 37
+    x = rng.standard_normal((rows, classes)).astype(dtype)
+    y = rng.integers(0, classes, rows)
+    y[3] = -100
+    mask = rng.random((rows, classes)) < 0.7
+    mask[5] = False
+    probs = (rng.random((rows, classes)) * mask).astype(dtype)
+    apart = np.zeros((2, rows, 2 * classes), dtype)
+    apart[0, :, ::2] = x
+    mask_apart = np.zeros((rows, 2 * classes), bool)
+    mask_apart[:, ::2] = mask
+    odd = np.frombuffer(b"." + x.tobytes(), dtype, offset=1).reshape(x.shape)
+    options: list[dict[str, Any]] = [
+        {}, {"label_smoothing": 0.1}, {"softcap": 3.0}, {"scale": -1.0},
+        {"label_smoothing": 0.2, "weight": rng.random(classes).astype(dtype), "z_loss": 0.1},
+    ]  # fmt: skip
+    for t, option in [*((y, option) for option in options), (probs, {"label_smoothing": 0.3})]:
+
+        def loss(x: Array, t: Array, mask: Array, option: dict[str, Any] = option) -> Any:
+            return fs.cross_entropy_value_and_grad(x, t, where=mask, reduction="none", **option)
+
+        value, grad = loss(x, t, mask)
+        others = [
+            loss(odd, t, mask), loss(x.astype(x.dtype.newbyteorder()), t, mask), loss(apart[0, :, ::2], t, mask),
+            loss(x, t, mask_apart[:, ::2]), loss(np.asfortranarray(x), t, np.asfortranarray(mask)),
+        ]  # fmt: skip
+        for other in others:
+            assert_same_bits(other.value, value)
+            assert_same_bits(other.grad.astype(dtype), grad)
+        part = loss(x[5:9], t[5:9], mask[5:9])
+        assert_same_bits(part.value, value[5:9])
+        assert_same_bits(part.grad, grad[5:9])
+
+
+def test_smoothing_counts_what_is_excluded_once(room: Room, dtype: np.dtype) -> None:
+    """Labels that are excluded, rows without a class, and included logits of -inf, in columns and in rows."""
+    for classes in (5, 200):
+        x = np.linspace(-2, 2, 6 * classes).reshape(6, classes).astype(dtype)
+        y = np.arange(6) % classes
+        mask = np.ones((6, classes), bool)
+        mask[:, 3] = False  # the label of row 3
+        mask[4] = False
+        x[1, 2] = -INF
+        for smoothing in (0.25, 1.0):
+            value, grad = fs.cross_entropy_value_and_grad(
+                x, y, where=mask, label_smoothing=smoothing, reduction="none", empty="zero"
+            )
+            wanted, wanted_grad, size = reference(
+                x, y, where=mask, label_smoothing=smoothing, reduction="none", empty="zero"
+            )
+            assert_close(value, wanted, 8)
+            assert_close(grad, wanted_grad, 16, size, "gradient")
+            assert (grad[~mask] == 0).all()
+
+
+def test_mean_of_many_weighted_rows(room: Room) -> None:
+    """The factors of rows are added up in runs, which threads share: as exactly as fsum, whatever their number."""
+    rng = np.random.default_rng(9)
+    x, y = np.zeros((100_003, 2), np.float32), rng.integers(0, 2, 100_003)
+    y[::7] = -100
+    w, v = np.array([0.1, 0.7], np.float32), rng.random(len(x)).astype(np.float32)
+    kept = y >= 0
+    for weight, rows in ((w, None), (None, v), (w, v)):
+        each = (1.0 if weight is None else weight[y[kept]].astype(float)) * (
+            1.0 if rows is None else v[kept].astype(float)
+        )
+        exact = math.fsum(each)
+        found = set()
+        for threads in (1, 2):
+            with fs.num_threads(threads):
+                extras = fs.cross_entropy(x, y, weight=weight, sample_weight=rows, extras=True).extras
+            found.add(extras.normalizer)
+        assert len(found) == 1
+        assert abs(found.pop() - exact) <= 4e-16 * exact * (1 if room.backend == "cython" else 100)
 
 
 def test_z_loss(room: Room, dtype: np.dtype) -> None:

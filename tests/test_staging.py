@@ -280,13 +280,12 @@ def every_other(a: Any) -> Any:
     return np.repeat(a, 2, -1)[:, ::2] if isinstance(a, np.ndarray) and a.ndim == 2 else a
 
 
-# Smoothing under a mask is done to targets; a softcap's second derivatives are the business of _second_order.py.
+# Smoothing under a mask is the losses' own; a softcap's second derivatives are the business of _second_order.py.
 OPTIONED = {
     "mask": LOGITS,
     "softcap": [op for op in LOGITS if bendable(op)],
     "mask-softcap": [op for op in LOGITS if bendable(op)],
-    "smoothing": [op for op in LOGITS if op.name.startswith("cross_entropy_probs")],
-    "smoothing-labels": [op for op in LOGITS if op.name.startswith("cross_entropy_probs")],
+    "smoothing": [op for op in LOGITS if "spread" in op.params],
 }
 
 
@@ -308,9 +307,7 @@ def test_options_show_in_no_layout(op: Op, dtype: np.dtype, options: str) -> Non
         given: dict[str, Any] = {"softcap": 2.5} if "softcap" in options else {}
         if "smoothing" in options:
             given["smoothing"] = 0.3
-        if "labels" in options:
-            ins[1] = rng.integers(c, size=r)
-            ins[1][r // 2] = given["ignore"] = -7
+            params["keep"] = 0.7
         masked = "mask" in options or "smoothing" in options
         with num_threads(1):
             alone = [

@@ -12,6 +12,8 @@ deterministically, so that no number in the kernels has to be taken on trust:
 ``log_f64``
     ``log((1+s)/(1-s)) = 2*s + s*z*P(z)`` with ``z = s**2`` and ``s = f/(2+f)`` for
     ``1+f`` in ``[sqrt(1/2), sqrt(2)]``, hence ``|s| <= 3 - 2*sqrt(2)``.
+``log1p_f64``
+    The same for ``1+f`` in ``[1, 2]``, hence ``s <= 1/3``.
 ``log1p_f32``
     ``log(1+f) = f - f**2/2 + f**3 * P(f)`` for ``1+f`` in ``[sqrt(1/2), 3/2]``: without a division, for vectors of
     floats.
@@ -34,7 +36,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -329,6 +331,17 @@ def log_problem(bits: int, count: int, required: bool) -> Problem:
     )
 
 
+def log1p_quotient_problem(count: int) -> Problem:
+    """Fit of the same as `log_problem` for mantissas in [1, 2], in float64."""
+    base = log_problem(F64_BITS, count, required=True)
+    return replace(
+        base,
+        name=f"log1p_f64: 2 s + s z P(z), z = s^2 up to 1/9, P of degree {count - 1}",
+        coefficient_prefix="LOG1P_F64_P",
+        upper=mp.mpf(1) / 9,
+    )
+
+
 def log1p_problem(count: int, required: bool) -> Problem:
     """Fit of ``log(1+f) / f = 1 - f/2 + f**2 * P(f)``, in float32."""
     return Problem(
@@ -356,6 +369,7 @@ def all_problems() -> list[Problem]:
         exp_problem(F64_BITS, 11, required=False),
         log_problem(F64_BITS, 7, required=True),
         log_problem(F64_BITS, 6, required=False),
+        log1p_quotient_problem(9),
         log1p_problem(9, required=True),
         log1p_problem(8, required=False),
     ]
