@@ -91,7 +91,6 @@
 #undef PASS
 #undef PASS_OF
 #undef PLACES
-#undef PLAIN
 #undef PLAIN_ONSET
 #undef Q
 #undef RAISED

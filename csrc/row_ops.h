@@ -578,8 +578,10 @@ FS_INLINE double NAME(largest)(const REAL *x, ptrdiff_t c)
 #define PLAIN_ONSET 4.0
 
 /* sum p and sum p t of a row, lane by lane.  Those of doubles begin at PLAIN_ONSET, and at that times the largest |t|, which
- * dwarfs what is added: so what an addition loses is known exactly, as in Fast2Sum, and with it what the product lost. */
-FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, double most, ACC *total, ACC *dot)
+ * dwarfs what is added: so what an addition loses is known exactly, as in Fast2Sum, and with it what the product lost.  What
+ * is next_x and next_t bytes on is fetched. */
+FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, double most, ptrdiff_t next_x, ptrdiff_t next_t,
+                                   ACC *total, ACC *dot)
 {
     const double far = FS_FLOAT ? 0 : PLAIN_ONSET * most, near = FS_FLOAT ? 0 : PLAIN_ONSET;
     ACC a0 = {d_set1(near), d_set1(0)}, b0 = {d_set1(far), d_set1(0)}, a1 = a0, b1 = b0;
@@ -608,6 +610,10 @@ FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, do
 #endif
     ptrdiff_t j = 0;
     for (; j + 2 * W <= c; j += 2 * W) {
+        for (ptrdiff_t o = 0; o < 2 * W * (ptrdiff_t)sizeof(REAL); o += 64) {
+            __builtin_prefetch((const char *)(x + j) + next_x + o, 0, 2);
+            __builtin_prefetch((const char *)(t + j) + next_t + o, 0, 2);
+        }
         ADD_AT(a0, b0, j);
         ADD_AT(a1, b1, j + W);
     }
@@ -626,19 +632,14 @@ FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, do
 }
 
 /* scale p (t - centre) of a row without zeros and infinities to mind; see emit_centred. */
-FS_INLINE void NAME(emit_plain)(const REAL *x, const REAL *t, REAL *y, ptrdiff_t c, REAL high, REAL low, REAL scale)
+FS_INLINE void NAME(emit_plain)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
 {
-    const VEC hi = V(set1)(high), lo = V(set1)(low), s = V(set1)(scale);
-#define PLAIN(load_x, load_t)                                                                                         \
-    ({                                                                                                                \
-        const VEC q = V(mul)(load_x, s), v = load_t, h = V(sub)(v, hi), back = V(sub)(h, v);                          \
-        const VEC rest_ = V(sub)(V(sub)(v, V(sub)(h, back)), V(add)(hi, back));                                       \
-        NAME(mul2)(q, h, V(sub)(rest_, lo));                                                                          \
-    })
-    EACH_VECTOR(0, c, V(store)(y + j, PLAIN(V(load)(x + j), V(load)(t + j))),
-                V(store_head)(y + j, rest,
-                              PLAIN(V(load_head)(x + j, rest, V(set1)(0)), V(load_head)(t + j, rest, V(set1)(0)))));
-#undef PLAIN
+    const VEC hi = p->hi, lo = p->lo, s = p->v;
+    EMIT(from, ({
+             const VEC q = V(mul)(AT(p->x, 0), s), x = AT(p->other, 0), h = V(sub)(x, hi), back = V(sub)(h, x);
+             const VEC rest_ = V(sub)(V(sub)(x, V(sub)(h, back)), V(add)(hi, back));
+             NAME(mul2)(q, h, V(sub)(rest_, lo));
+         }));
 }
 
 /* Rows of scale p (t - centre), centre = <p, t> / sum p, where that needs no care; bit r of what is returned: row r does, and
@@ -666,7 +667,8 @@ FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdi
         for (ptrdiff_t r = 0; r < n; r++) {
             const ptrdiff_t row = i + from + r;
             most[r] = FS_FLOAT ? 0 : NAME(largest)(ROW(T, row), t->c);
-            NAME(plain_sums_of)(ROW(P, row), ROW(T, row), t->c, most[r], &of[2 * r], &of[2 * r + 1]);
+            NAME(plain_sums_of)(ROW(P, row), ROW(T, row), t->c, most[r], step * t->step[P], step * t->step[T], &of[2 * r],
+                                &of[2 * r + 1]);
         }
         for (ptrdiff_t r = 2 * n; r < d_W; r++)
             of[r] = of[0];
@@ -686,10 +688,16 @@ FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdi
 #endif
             const vd tiny = d_set1(0x1p-16 * fabs(centre) + 0x1p-24 * most[r]);
             const ptrdiff_t row = i + from + r;
-            if (d_bits(d_lt(tiny, part)) && fabs(1 - s) <= UNIT_SUM_BAND && fabs(widest * high) < INFINITY)
-                NAME(emit_plain)(ROW(P, row), ROW(T, row), ROW(Y, row), t->c, high, low, (REAL)scale);
-            else
+            if (d_bits(d_lt(tiny, part)) && fabs(1 - s) <= UNIT_SUM_BAND && fabs(widest * high) < INFINITY) {
+                PASS pass = PASS_OF(.t = t, .c = t->c, .x = ROW(P, row), .other = ROW(T, row), .y = ROW(Y, row),
+                                    .stream = t->stream >> Y & 1);
+                pass.v = V(set1)((REAL)scale);
+                pass.hi = V(set1)(high);
+                pass.lo = V(set1)(low);
+                NAME(emit_plain)(&pass, 0, t->c, 0);
+            } else {
                 careful |= 1ull << (from + r);
+            }
         }
     }
     return careful;
@@ -736,7 +744,7 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
 {
     enum { P, T, Y };
     const double scale = t->params[0];
-    const int plain = FS_FUSED && !cols && !logs && t->c <= FS_BLOCK;
+    const int plain = FS_FUSED && !cols && !logs && t->c <= BLOCK;
     COLUMNS(P);
     COLUMNS(T);
     COLUMNS(Y);
