@@ -233,7 +233,8 @@ typedef struct {
 #define ACC NAME(acc)
 #define SUMS NAME(sums)
 
-/* A running sum of doubles starts at ONSET, far above every term (2^BOOST sqrt(2) at most) of an exp-sum, so that Fast2Sum is error-free. */
+/* A running sum of doubles starts at ONSET, far above every term (2^BOOST sqrt(2) at most) of an exp-sum, so that Fast2Sum is
+ * error-free. */
 #define ONSET (FS_FLOAT ? 0 : 0x1p63)
 
 FS_INLINE ACC NAME(acc_zero)(void) { return (ACC){d_set1(0), d_set1(0)}; }
@@ -757,7 +758,8 @@ FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
 {
     ptrdiff_t g = (cols ? COLUMNS_GROUP : ROWS_GROUP) / c, most = cols ? ROOM : W;
     if (cols)
-        g = g >= 2 * W ? g / W * W : g >= W ? 2 * W : W; /* two panels wait less: logsumexp of 33 classes 0.82 memcpys, not 1.10 */
+        /* Two panels wait less: logsumexp of 33 classes 0.82 memcpys, not 1.10. */
+        g = g >= 2 * W ? g / W * W : g >= W ? 2 * W : W;
     return g < 1 ? 1 : g > most ? most : g;
 }
 
