@@ -292,29 +292,28 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
 }
 
 /* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room
- * for the other roundings.  flag: the scale is 1, and hi and lo are m + log. */
+ * for the other roundings. */
 FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
 {
 #if FS_FLOAT
-    if (p->flag)
-        return f_sub(f_sub(x, p->hi), p->lo);
     const VEC low = f_set1(-INFINITY);
     VEC d = f_sub(x, p->m);
+    if (p->flag) /* scale is 1 */
+        return f_sub(f_sub(d, p->hi), p->lo);
     return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
-    vd lost, lost_log;
-    if (p->flag) {
-        vd y = NAME(difference)(x, p->hi, &lost);
-        return d_select(d_lt(d_abs(y), d_set1(INFINITY)), d_add(y, d_sub(lost, p->lo)), y);
-    }
-    vd d = NAME(difference)(x, p->m, &lost), z = d_mul(d, p->u);
+    vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
+    if (!p->flag) {
+        vd z = d_mul(d, p->u);
 #if FS_FUSED
-    lost = d_fma(lost, p->u, d_fma(d, p->u, -z));
+        lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
 #else
-    lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
+        lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
 #endif
-    vd y = NAME(difference)(z, p->hi, &lost_log);
-    return d_select(d_lt(d_abs(z), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
+        d = z;
+    }
+    vd y = NAME(difference)(d, p->hi, &lost_log);
+    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
 #endif
 }
 
@@ -340,11 +339,8 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
         NAME(group_log)(&G, t, &k, X, i, g);
         G.shifts = NULL; /* there are no terms to shift */
         for (ptrdiff_t r = 0; r < G.n; r++) {
-            /* m + log in two parts: where one class dominates, the second is what remains of x - m at it. */
-            const double m = k.scale == 1 ? G.m[r] : 0, sum = m + G.log[r], back = sum - m;
-            log[r] = (REAL)sum;
-            log_lo[r] = (REAL)(FS_FLOAT ? (m - log[r]) + G.log_hi[r] + G.log_lo[r]
-                                        : (m - (sum - back)) + (G.log[r] - back) + (G.log_hi[r] - G.log[r]) + G.log_lo[r]);
+            log[r] = (REAL)G.log[r];
+            log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
         FOR_PASSES(r, g) {
             PASS p = FORWARD_PASS(X, NULL, i, r);
