@@ -20,7 +20,7 @@ cdef extern from "fs.h":
         const char *op
         fs_kernel_fn *f32
         fs_kernel_fn *f64
-        int vectors
+        int vectors, strands
     const fs_kernel fs_kernels_baseline[]
     ctypedef enum fs_type: FS_F32, FS_F64, FS_F16, FS_BF16, FS_BOOL, FS_I64
     ctypedef struct fs_staging:
@@ -56,7 +56,7 @@ cdef extern from "engine.h":
         int operands
         ptrdiff_t n1, n2, c
         ptrdiff_t itemsize
-        int vectors
+        int vectors, strands
         double params[FS_MAX_PARAMS]
         int options
         fs_option option
@@ -161,7 +161,7 @@ cdef class Kernel:
     cdef fs_kernel_fn *function
     cdef const fs_staging *staging
     cdef ptrdiff_t itemsize
-    cdef int inputs, vectors
+    cdef int inputs, vectors, strands
     cdef int kinds[FS_MAX_OPERANDS]
 
     def __init__(self, str isa, str op, dtype, in_kinds, out_kinds):
@@ -181,6 +181,7 @@ cdef class Kernel:
         self.itemsize = dtype.itemsize
         self.function = table[k].f32 if self.itemsize == 4 else table[k].f64
         self.vectors = table[k].vectors
+        self.strands = table[k].strands
         self.inputs = len(in_kinds)
         for i, kind in enumerate((*in_kinds, *out_kinds)):
             self.kinds[i] = KINDS[kind]
@@ -219,6 +220,7 @@ cdef class Kernel:
         call.operands = self.inputs + <int>len(outs)  # what is not wanted is NULL to the kernel
         call.itemsize = self.itemsize
         call.vectors = self.vectors
+        call.strands = self.strands
         call.c = cnp.PyArray_DIM(x, axis)
         call.n1 = call.n2 = 1
         for k in range(nd):
@@ -308,6 +310,7 @@ cdef class Kernel:
         call.operands = self.inputs + <int>len(outs)
         call.itemsize = self.itemsize
         call.vectors = self.vectors
+        call.strands = self.strands
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
         call.summed = -1
         call.options = where is not None or factor != 1 or softcap != 0

@@ -27,18 +27,18 @@ FS_INLINE void NAME(moment_sums)(const PASS *p, ptrdiff_t from, ptrdiff_t c, ACC
             store;                                                                                                    \
         NAME(acc_product)(&moment, e, V(max)(lowest, V(sub)(x_, m)));                                                 \
     } while (0)
-    ptrdiff_t i = 0, line = 64;
+    ptrdiff_t i = 0;
     if (!cols) {
+        fs_fetch *const fetch = p->t->fetch;
         const char *ahead = p->next_x + from * (ptrdiff_t)sizeof(REAL);
-        if (p->t->fetch) {
-            ahead = fs_fetch_row(p->t->fetch);
-            line = p->t->fetch->line;
-        }
         for (; i + 2 * W <= c; i += 2 * W) {
             if (i % (2 * W * SETTLE) == 0)
                 NAME(acc_settle)(&a, &b, &kept);
-            for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += line) {
-                __builtin_prefetch(ahead, 0, 2);
+            for (ptrdiff_t o = 0; o < 2 * W; o += 64 / (ptrdiff_t)sizeof(REAL), ahead += 64) {
+                if (fetch)
+                    fs_fetch_line(fetch);
+                else
+                    __builtin_prefetch(ahead, 0, 2);
                 if (save)
                     __builtin_prefetch((const char *)(save + i + o) + AHEAD, 1);
             }
@@ -99,7 +99,7 @@ FS_INLINE void NAME(entropies)(const fs_tile *t, const int cols, const int gradi
         double moment[ROOM], low[ROOM], factor[ROOM] = {0};
         REAL hi[ROOM], lo[ROOM], mean_hi[ROOM] = {0}, mean_lo[ROOM] = {0};
         BRING(X, i, g);
-        NAME(group_max)(&G, t, X, i, g, OF(X, i, 0), cols, 0);
+        NAME(group_max)(&G, t, X, i, g, OF(X, i, 0), cols, 0, 0);
         NAME(group_prepare)(&G, &k);
         for (ptrdiff_t r = 0; r < G.n; r++)
             G.floor[r] -= (REAL)(LATER / scale);

@@ -1,7 +1,7 @@
 /* The engine.  Rows are cut into tiles; threads take runs of tiles from a counter; a kernel computes a tile.
  *
- * An operand is the kernel's as it is if its elements are of the kernel's type and contiguous along the classes, or, for few
- * classes, which a kernel works on in columns, along the rows (by class).  Any other is staged: a tile of its rows is loaded
+ * An operand is the kernel's as it is if its elements are of the kernel's type and contiguous along the classes, or, where a
+ * kernel works in columns or strands, along the rows (by class).  Any other is staged: a tile of its rows is loaded
  * into memory that stays in cache, computed there, and stored, so that a layout or a type costs a copy within the cache, not
  * another kernel.  A few long rows are not cut between the rows but within them. */
 #include "engine.h"
@@ -12,23 +12,26 @@
 #include <string.h>
 
 /* On an Intel Xeon with 2 MiB of second-level cache, tiles from 2^17 to 2^19 bytes and flat ones from 2^14 to 2^17 differed by
- * less than the noise; stores past the caches took a fifth off 60 million elements.  Taken side by side, rows of 64 classes
- * cost softmax of 240 MB 1.76 memcpys instead of 2.08, of 100 classes 2.14 instead of 1.91: each class is in a page of its
- * own.  The other sizes are estimated. */
+ * less than the noise; stores past the caches took a fifth off 60 million elements.  By class there is no limit.  The other
+ * sizes are estimated. */
 fs_sizes fs_tuned = {
     .worth_a_thread = 8192,
     .run_bytes = 1 << 18,
     .tile_bytes = 1 << 18,
     .flat_bytes = 1 << 15,
-    .by_class = 64,
+    .by_class = 1 << 30,
     .stream_bytes = 1 << 25,
 };
 
 /* Fewer rows than this per thread, of at least this many blocks each, are split within the rows. */
 enum { FEW_ROWS = 4, LONG_BLOCKS = 13 };
 
-/* Tiles of rows side by side have a multiple of so many rows: whole cache lines of each class. */
-enum { SIDE_BY_SIDE = 64 };
+/* Of rows side by side a tile should have so many, whole groups of a kernel's; and it has a multiple of some, whole cache lines
+ * of each class. */
+enum { SIDE_BY_SIDE = 64, SOME_SIDE_BY_SIDE = 16 };
+
+/* Up to so many classes the processor itself follows their streams, and lines that are not whole cost less than another copy. */
+enum { FEW_CLASSES = 20 };
 
 static const ptrdiff_t SIZE[FS_TYPES] = {4, 8, 2, 2, 1, 8};
 
@@ -45,8 +48,10 @@ typedef struct {
     int mask_stands;    /* nor does the mask */
     int bare;           /* the kernel does the excluding */
     int stream;         /* whether the result is large */
-    char *memory;       /* per worker: scratch, room for terms, then the staged tiles */
-    size_t per_worker, scratch_bytes, aside_bytes;
+    int strands;        /* whether the kernel works in them */
+    int fetch;          /* whether the next tile is fetched meanwhile */
+    char *memory;       /* per worker: scratch, room for a row, for groups side by side and for terms, then the staged tiles */
+    size_t per_worker, scratch_bytes, row_bytes, room_bytes, aside_bytes;
     ptrdiff_t rows, run, tile, step; /* step: bytes from row to row of a tile */
     ptrdiff_t across;                /* bytes from class to class of one that is staged by class */
     ptrdiff_t shift;                 /* the first run is so many rows short, so that the others start at cache lines */
@@ -392,6 +397,12 @@ static char *row_of(const fs_job *job, int o, ptrdiff_t r)
     return job->linear[o] ? x->data + r * x->s2 : x->data + r / n2 * x->s1 + r % n2 * x->s2;
 }
 
+/* Whether a result by class is made of whole lines, which is what can be stored past the caches. */
+static int lines_match(const fs_job *job, const fs_call *call, int o)
+{
+    return call->operand[o].sc % 64 == 0 && job->linear[o];
+}
+
 /* Whether an output is written past the caches: it is large and not an input, too, nor changed afterwards.  Rows that are taken
  * together are shorter than that is worth (on two threads, in memcpys: softmax of 1000 doubles 1.25 so, 1.16 through the caches;
  * of 8192 floats 1.13, 1.24; softmax_vjp of 8192 doubles 1.65, 2.04). */
@@ -403,20 +414,52 @@ static int is_streamed(const fs_job *job, int o)
     for (int k = 0; k < call->operands; k++)
         same |= !call->operand[k].output && call->operand[k].data == x->data;
     return job->stream && x->output && x->kind == FS_ROW && !same && !(call->options && call->derived[o]) &&
-           (job->by_class[o] || call->c * call->itemsize > FS_GROUP);
+           (job->by_class[o] ? lines_match(job, call, o) : call->c * call->itemsize > FS_GROUP);
+}
+
+/* Whether a kernel itself fetches the next tile's rows of an operand, line by line as it goes through these (ahead). */
+static int is_few(const fs_job *job, int o)
+{
+    return job->by_class[o] && !job->staged[o] && job->call->c <= FEW_CLASSES;
+}
+
+/* What to fetch of an operand's tile that begins with row `next`, if it is not read where it stands row after row. */
+static int plan_fetch(const fs_job *job, int o, ptrdiff_t next, fs_fetch *f)
+{
+    const fs_operand *x = &job->call->operand[o];
+    const ptrdiff_t size = SIZE[x->type], n = at_most(job->tile, job->rows - next);
+    const int by_rows = x->sc == size;
+    if (x->kind != FS_ROW || x->output || !(job->staged[o] || job->by_class[o]) || is_few(job, o) ||
+        !(by_rows || x->s2 == size))
+        return 0;
+    const char *at = row_of(job, o, next);
+    f->at = at - (uintptr_t)at % 64;
+    const ptrdiff_t lines = (at - f->at + (by_rows ? job->call->c : n) * size + 63) / 64;
+    f->lines = f->line = !by_rows && job->call->c <= FEW_CLASSES ? at_most(lines, FS_ROOM / 64) : lines;
+    f->apart = by_rows ? x->s2 : x->sc;
+    f->pieces = f->piece = by_rows ? n : job->call->c;
+    f->rounds = (lines + f->lines - 1) / f->lines;
+    return 1;
 }
 
 /* Compute rows [start, start + n); those from `next` on will be the next. */
 static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t n, ptrdiff_t next, int split)
 {
     const fs_call *call = job->call;
-    fs_tile tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory,
-                    .aside = memory + job->scratch_bytes, .sharing = split,
+    char *stage = memory + job->scratch_bytes;
+    fs_tile tile = {.n = n, .c = call->c, .params = call->params, .scratch = (double *)memory, .sharing = split,
                     .for_blocks = split > 1 ? parallel_blocks : serial_blocks};
-    char *stage = memory + job->scratch_bytes + job->aside_bytes;
+    tile.row = stage;
+    tile.room = job->room_bytes ? stage + job->row_bytes : NULL;
+    tile.aside = stage + job->row_bytes + job->room_bytes;
+    stage = tile.aside + job->aside_bytes;
+    fs_fetch fetch[FS_FETCHED] = {{0}};
+    int fetches = 0;
     for (int o = 0; o < call->operands; o++) {
         const fs_operand *x = &call->operand[o];
         tile.apart[o] = call->itemsize;
+        if (fetches < FS_FETCHED && next < job->rows && job->fetch)
+            fetches += plan_fetch(job, o, next, &fetch[fetches]);
         if (job->staged[o]) {
             tile.data[o] = stage;
             tile.step[o] = job->by_class[o] ? call->itemsize : tile_step(job, x);
@@ -431,7 +474,7 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
             tile.stream |= (unsigned)is_streamed(job, o) << o;
             if (job->by_class[o]) {
                 tile.apart[o] = x->sc;
-                tile.ahead[o] = next < job->rows ? row_of(job, o, next) - tile.data[o] : 0;
+                tile.ahead[o] = is_few(job, o) && next < job->rows ? row_of(job, o, next) - tile.data[o] : 0;
             }
         }
     }
@@ -448,21 +491,7 @@ static void run_tile(const fs_job *job, char *memory, ptrdiff_t start, ptrdiff_t
     } else if (call->options) {
         stage = admit_rows(job, &tile, &logits, stage, start, split);
     }
-    const fs_operand *x = &call->operand[0];
-    const ptrdiff_t size = SIZE[x->type], in_line = 64 / call->itemsize;
-    fs_fetch fetch = {.at = x->data + next * x->s2, .rows = in_line};
-    if (job->staged[0] && job->linear[0] && x->kind == FS_ROW && next < job->rows && split <= 1) {
-        if (x->sc == size) {
-            fetch.line = in_line * size;
-            fetch.row = x->s2;
-            fetch.group = in_line * x->s2;
-        } else {
-            fetch.line = in_line * x->sc;
-            fetch.row = x->sc;
-            fetch.group = in_line * x->s2;
-        }
-        tile.fetch = &fetch;
-    }
+    tile.fetch = fetches ? fetch : NULL;
     call->kernel(&tile);
     for (int o = 0; call->options && o < call->operands; o++)
         if (call->derived[o] && !(cleared >> o & 1 && call->chain[o] == 1 && logits.slope == NULL))
@@ -509,27 +538,34 @@ static int is_strided(const fs_call *call, const fs_operand *x)
     return x->kind == FS_ROW && call->c > 1 && x->sc != SIZE[x->type];
 }
 
-/* Bytes of an operand below which the number of classes does not matter: by_class bounds the pages that are open at a time, and
- * these are few (softmax of 1000 rows of 100 floats side by side: 125 us transposed, 81 as they are). */
-enum { FEW_BYTES = 1 << 20 };
-
-/* Whether a kernel takes an operand's rows side by side.  A tile of them must not be tiny. */
+/* Whether a kernel may take an operand's rows side by side.  A tile of them must not be tiny. */
 static int is_by_class(const fs_job *job, const fs_call *call, int o)
 {
     const fs_operand *x = &call->operand[o];
-    const fs_staging *staging = &call->staging[call->itemsize == 8];
     int many = call->n2 >= SIDE_BY_SIDE && call->n2 * call->c * call->itemsize >= fs_tuned.flat_bytes / 2;
-    int few = call->c <= fs_tuned.by_class || call->n1 * call->n2 * call->c * call->itemsize <= FEW_BYTES;
-    return is_strided(call, x) && x->s2 == SIZE[x->type] && !call->options && few &&
-           staging->in_columns(call->c, call->vectors) && (job->linear[o] || many);
+    return is_strided(call, x) && x->s2 == SIZE[x->type] && !call->options && call->c <= fs_tuned.by_class &&
+           (job->linear[o] || many);
 }
 
-/* Whether it does so where they are: they are of its own type, and, if they are to be stored past the caches, vectors of them
- * are parts of cache lines. */
+/* Whether it does so where they are, which are of its own type, and if lines are not whole, they are few, or too many. */
 static int is_in_place(const fs_job *job, const fs_call *call, int o)
 {
     const fs_operand *x = &call->operand[o];
-    return SIZE[x->type] == call->itemsize && !(x->output && job->stream && (x->sc % 64 != 0 || !job->linear[o]));
+    return SIZE[x->type] == call->itemsize && (!x->output || !job->stream || lines_match(job, call, o) ||
+                                               call->c <= FEW_CLASSES || call->c > FS_SLAB);
+}
+
+/* Whether it does: in columns it can take some operands so and some not; in strands it takes all of them, and leaves too many
+ * lanes empty if there are but a few rows; and a row's are one thread's. */
+static int takes_by_class(fs_job *job, const fs_call *call, int split)
+{
+    if (call->staging[call->itemsize == 8].in_columns(call->c, call->vectors))
+        return 1;
+    job->strands = call->strands && job->rows >= SOME_SIDE_BY_SIDE && !split;
+    for (int o = 0; o < call->operands; o++)
+        job->strands &= call->operand[o].kind != FS_ROW ||
+                        (is_by_class(job, call, o) && (call->c <= FS_SLAB || is_in_place(job, call, o)));
+    return job->strands;
 }
 
 static int is_linear(const fs_call *call, const fs_operand *x)
@@ -554,8 +590,8 @@ static int is_bare(const fs_call *call)
            call->staging[call->itemsize == 8].in_columns(call->c, call->vectors);
 }
 
-/* Order the batch dimensions, and decide which operands are staged. */
-static int stage_operands(fs_job *job, fs_call *call)
+/* Order the batch dimensions, and decide which operands are staged.  split: threads share a row. */
+static int stage_operands(fs_job *job, fs_call *call, int split)
 {
     const fs_type own = call->itemsize == 8 ? FS_F64 : FS_F32;
     int stages = 0, linear = 1, inner_is_outer = 0;
@@ -581,10 +617,12 @@ static int stage_operands(fs_job *job, fs_call *call)
             swap_batch(&call->operand[o]);
         swap_batch(&call->mask);
     }
+    for (int o = 0; o < call->operands; o++)
+        job->linear[o] = is_linear(call, &call->operand[o]);
+    const int by_class = takes_by_class(job, call, split);
     for (int o = 0; o < call->operands; o++) {
         const fs_operand *x = &call->operand[o];
-        job->linear[o] = is_linear(call, x);
-        job->by_class[o] = is_by_class(job, call, o);
+        job->by_class[o] = by_class && is_by_class(job, call, o);
         if (job->by_class[o] && is_in_place(job, call, o))
             job->staged[o] = 0;
         if (!job->linear[o] && !job->by_class[o] && stages && x->kind != FS_SQUARE)
@@ -608,7 +646,10 @@ int fs_run(const fs_call *given, int threads)
     const ptrdiff_t rows = call.n1 * call.n2, row_bytes = call.c * call.itemsize;
     fs_job job = {.call = &call, .rows = rows};
     job.stream = rows * row_bytes >= fs_tuned.stream_bytes;
-    const int stages = stage_operands(&job, &call);
+    threads = (int)at_most(threads, at_least(1, rows * call.c / fs_tuned.worth_a_thread));
+    const ptrdiff_t blocks = (row_bytes + FS_BLOCK - 1) / FS_BLOCK, share = at_least(1, (rows + threads - 1) / threads);
+    const int split = threads > 1 && blocks >= LONG_BLOCKS && rows < FEW_ROWS * threads;
+    const int stages = stage_operands(&job, &call, split);
     /* Rows side by side that are transposed are taken in pairs of cache lines, which the processor fetches together. */
     ptrdiff_t pair = 0, by_class = 0;
     for (int o = 0; o < call.operands; o++) {
@@ -622,9 +663,6 @@ int fs_run(const fs_call *given, int threads)
         if (x->s2 == SIZE[x->type] && job.linear[o] && x->sc % 64 == 0)
             job.shift = (ptrdiff_t)((uintptr_t)x->data % 64) / SIZE[x->type];
     }
-    threads = (int)at_most(threads, at_least(1, rows * call.c / fs_tuned.worth_a_thread));
-    const ptrdiff_t blocks = (row_bytes + FS_BLOCK - 1) / FS_BLOCK, share = at_least(1, (rows + threads - 1) / threads);
-    const int split = threads > 1 && blocks >= LONG_BLOCKS && rows < FEW_ROWS * threads;
     job.run = at_least(1, fs_tuned.run_bytes / at_least(row_bytes, 1));
     if (job.run > 16)
         job.run = job.run / 16 * 16;
@@ -637,11 +675,14 @@ int fs_run(const fs_call *given, int threads)
         job.tile = job.tile < pair ? pair / 2 : job.tile / pair * pair;
         job.run = job.tile;
     } else if (by_class) {
-        /* While one tile is computed the next is fetched; of each class it should be several lines. */
-        job.tile = fs_tuned.tile_bytes / 2 / at_least(row_bytes, 1);
-        job.tile = at_most(job.tile < SIDE_BY_SIDE ? SIDE_BY_SIDE : job.tile / SIDE_BY_SIDE * SIDE_BY_SIDE, share);
-        job.run = job.segments ? at_least(1, 4 * job.tile / call.n2) * call.n2 : 4 * job.tile;
-        job.run = at_most(job.run, share);
+        /* Of each class a tile should have several lines; but it, its results and the next tile share a second-level cache.
+         * What is not stored from where it is computed had better be much of each class. */
+        const ptrdiff_t most = at_most(SIDE_BY_SIDE, at_least(128 / call.itemsize, fs_tuned.tile_bytes / row_bytes));
+        job.tile = at_least(most, fs_tuned.tile_bytes / (stages ? 1 : call.c <= FEW_CLASSES ? 2 : 8) / row_bytes);
+        job.tile = call.c > FS_TALL ? SIDE_BY_SIDE : at_least(1, job.tile / SOME_SIDE_BY_SIDE) * SOME_SIDE_BY_SIDE;
+        const ptrdiff_t even = at_least(1, share / SOME_SIDE_BY_SIDE) * SOME_SIDE_BY_SIDE;
+        job.tile = at_most(job.tile, even);
+        job.run = at_most(job.segments ? at_least(1, 4 * job.tile / call.n2) * call.n2 : 4 * job.tile, even);
     } else if (stages) {
         /* Loss and gradient of 240 MB of logits under a mask, tiles of 8, 32, 64, 128 KB: 1000 floats 29.5, 29.2, 28.5, 28.5 ms;
          * 100 doubles 33.7, 32.3, 31.0, 30.6. */
@@ -671,11 +712,16 @@ int fs_run(const fs_call *given, int threads)
     }
     job.across = ((job.tile * call.itemsize + 63) / 64 | 1) * 64; /* odd for the same reason */
     job.threads = threads;
+    job.fetch = !split && !(by_class && job.tile * row_bytes > fs_tuned.tile_bytes);
     job.scratch_bytes = (size_t)(blocks > 1 ? blocks * 6 * (ptrdiff_t)sizeof(double) : 0);
     job.scratch_bytes = (job.scratch_bytes + 63) / 64 * 64;
+    if (by_class || job.bare)
+        job.row_bytes = (size_t)(row_bytes + 63) / 64 * 64;
+    if (by_class)
+        job.room_bytes = (size_t)((job.strands ? 1 : FS_MAX_OPERANDS) * at_most(call.c, FS_TALL) * FS_ROOM);
     if (job.stream && row_bytes > FS_GROUP && row_bytes <= FS_KEPT)
         job.aside_bytes = (size_t)(row_bytes + 63) / 64 * 64;
-    job.per_worker = job.scratch_bytes + job.aside_bytes;
+    job.per_worker = job.scratch_bytes + job.row_bytes + job.room_bytes + job.aside_bytes;
     for (int o = 0; o < call.operands; o++)
         if (job.staged[o])
             job.per_worker += staged_bytes(&job, o);

@@ -22,7 +22,7 @@ typedef struct {
     int operands;
     ptrdiff_t n1, n2, c;
     ptrdiff_t itemsize; /* of what the kernel computes in: 4 or 8 */
-    int vectors;        /* of the kernel's table */
+    int vectors, strands; /* of the kernel's table */
     double params[FS_MAX_PARAMS];
     /* Options on the logits, which are operand 0, and on what goes with them. */
     int options;        /* whether there are any */
@@ -42,7 +42,7 @@ typedef struct {
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */
     ptrdiff_t tile_bytes;     /* of a tile whose rows are transposed */
     ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; twice that if they have options */
-    ptrdiff_t by_class;       /* classes up to which rows are taken side by side, if they lie so */
+    ptrdiff_t by_class;       /* classes up to which rows are taken side by side, if they lie so and the kernel can */
     ptrdiff_t stream_bytes;   /* of an operand, from which what is staged is written past the caches */
 } fs_sizes;
 extern fs_sizes fs_tuned;

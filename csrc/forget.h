@@ -7,6 +7,7 @@
 #undef ADD
 #undef ADD_AT
 #undef ADD_REST
+#undef AGAIN
 #undef AHEAD
 #undef ALIVE
 #undef ALONG_HERE
@@ -17,11 +18,14 @@
 #undef BOOST
 #undef BRING
 #undef BRING_EVEN
+#undef BRING_TERMS
 #undef CENTRE
+#undef CLASSES_AHEAD
 #undef CLASS_AT
 #undef COLUMNS
 #undef COLUMNS_GROUP
 #undef COLUMNS_MAX
+#undef COLUMNS_OF
 #undef COLUMNS_ROOM
 #undef COUNT_EVEN
 #undef DEFINE_BINARY
@@ -43,6 +47,7 @@
 #undef FETCH
 #undef FETCH_AHEAD
 #undef FETCH_MAX
+#undef FETCH_ROWS
 #undef FIELD
 #undef FILL
 #undef FILL_DERIVED
@@ -50,6 +55,7 @@
 #undef FORWARD_PASS
 #undef FOR_GROUPS
 #undef FOR_PASSES
+#undef FOR_SLABS
 #undef GAPS
 #undef GROUP
 #undef GROUP_TERMS
@@ -57,6 +63,9 @@
 #undef HALVES
 #undef IF_INCLUDED
 #undef INCLUDED_AT
+#undef IN_COLUMNS
+#undef IN_SLABS
+#undef IN_STRANDS
 #undef IS_EMPTY
 #undef IS_INCLUDED
 #undef IS_NAN
@@ -88,6 +97,7 @@
 #undef ONE_CLASS
 #undef ONSET
 #undef PANELS
+#undef PARTIAL
 #undef PASS
 #undef PASS_OF
 #undef PLACES
@@ -111,6 +121,7 @@
 #undef TERM
 #undef TERMS
 #undef TERMS_ASIDE
+#undef TERMS_OF_GROUP
 #undef TERM_HERE
 #undef TERM_REST
 #undef TO

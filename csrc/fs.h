@@ -10,7 +10,13 @@
 /* Masks whose rows are farther apart, in bytes, are staged: a vector of rows must be within 2 GB. */
 enum { FS_FAR_ROWS = 1 << 26 };
 
-enum { FS_MAX_OPERANDS = 10, FS_MAX_PARAMS = 8 };
+enum { FS_MAX_OPERANDS = 10, FS_MAX_PARAMS = 8, FS_FETCHED = 2 };
+
+/* Bytes of each class that a kernel takes at a time of rows side by side: four vectors, of 64 bytes at most.  Rows of more
+ * than FS_TALL classes, which a second-level cache does not hold, it takes slab by slab of FS_SLAB classes, a part of a block. */
+#define FS_ROOM 256
+#define FS_TALL 8192
+#define FS_SLAB 1024
 
 /* Bytes of one operand: a row longer than a block is worked on in blocks, whose results are merged in their order: that is what
  * lets several threads share one row without the bits depending on their number.  A block stays in a first-level cache from
@@ -24,17 +30,30 @@ enum { FS_MAX_OPERANDS = 10, FS_MAX_PARAMS = 8 };
 typedef struct fs_tile fs_tile;
 typedef void fs_block_fn(void *context, ptrdiff_t block);
 
-/* What to fetch while a staged tile is computed: the logits of the next tile.  Row r of this one has its own lines of them,
- * `line` bytes apart, one for each 64 bytes of the row. */
+/* An operand's part of the next tile, which is fetched while this one is computed, a line for every vector: piece by piece as
+ * it lies in memory. */
 typedef struct {
-    const char *at;
-    ptrdiff_t line, row, group, r, rows; /* bytes from row to row within a group of `rows`, from group to group; next row */
+    const char *at;                 /* the next line */
+    ptrdiff_t lines, pieces, apart; /* lines of a piece, pieces of a round; bytes from piece to piece */
+    ptrdiff_t line, piece, rounds;  /* left of them, these included */
 } fs_fetch;
 
-FS_INLINE const char *fs_fetch_row(fs_fetch *f)
+/* Twice as far as the first-level cache, whose few lines on their way are what a kernel waits for. */
+FS_INLINE void fs_fetch_line(fs_fetch *f)
 {
-    ptrdiff_t r = f->r++;
-    return f->at + r % f->rows * f->row + r / f->rows * f->group;
+    if (f->rounds <= 0)
+        return;
+    __builtin_prefetch(f->at, 0, 2);
+    f->at += 64;
+    if (--f->line == 0) {
+        f->line = f->lines;
+        f->at += f->apart - 64 * f->lines;
+        if (--f->piece == 0) {
+            f->piece = f->pieces;
+            f->at += 64 * f->lines - f->pieces * f->apart;
+            f->rounds--;
+        }
+    }
 }
 
 /* What a kernel sees: n rows of c elements per operand, in the order of the table's inputs and outputs.  The elements of a row
@@ -45,7 +64,7 @@ struct fs_tile {
                                        * an extra that is not wanted */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
     ptrdiff_t apart[FS_MAX_OPERANDS]; /* bytes from one class to the next */
-    ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of rows side by side: bytes from one to that which is fetched meanwhile */
+    ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of few classes side by side: bytes from a row to that which is fetched meanwhile */
     unsigned stream;                  /* bit o: what is written of operand o is to pass by the caches */
     const double *params;             /* in the table's order */
     const uint8_t *mask;              /* of the first row of operand 0: 0 where a class is excluded; NULL excludes none */
@@ -54,8 +73,10 @@ struct fs_tile {
     int bare;                         /* what is excluded is still to be: in columns a kernel does it as it brings them */
     int poison;                       /* then also: a row whose included logits are all -inf is NaN */
     unsigned derived;                 /* and bit o: operand o is to be 0 where a class is excluded */
-    fs_fetch *fetch;                  /* NULL: the next rows stand after these */
+    fs_fetch *fetch;                  /* FS_FETCHED of them; or NULL: the next rows stand after these, or `ahead` */
     double *scratch;                  /* 6 doubles per block of a row */
+    char *row;                        /* room for a row, if any are bare or side by side */
+    char *room;                       /* for rows side by side: FS_ROOM bytes a class of a slab and operand; or NULL */
     char *aside;                      /* room for the terms of a row that is streamed, if they are kept */
     ptrdiff_t sharing;                /* threads that share a row's blocks */
     /* Run fn(context, b) for b in [0, n), in any order, possibly at the same time; return when all are done. */
@@ -69,6 +90,7 @@ typedef struct {
     const char *op;
     fs_kernel_fn *f32, *f64;
     int vectors; /* how long a row must be for it to work in rows */
+    int strands; /* whether it takes longer rows side by side, too */
 } fs_kernel;
 
 /* Types of elements in memory. */

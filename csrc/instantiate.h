@@ -41,8 +41,8 @@ static ptrdiff_t count_labels(const int64_t *labels, ptrdiff_t n, int64_t classe
     return (ptrdiff_t)ignored;
 }
 
-#define ENTRY(op, vectors) {#op, op##_f32, op##_f64, vectors##_f32},
-const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL, 0}};
+#define ENTRY(op, vectors, strands) {#op, op##_f32, op##_f64, vectors##_f32, strands},
+const fs_kernel FS_TABLE[] = {FS_OPS(ENTRY){NULL, NULL, NULL, 0, 0}};
 
 const fs_staging FS_STAGING[2] = {
     {.load = {[FS_F32] = load_own_f32, [FS_F16] = load_half_f32, [FS_BF16] = load_brain_f32},

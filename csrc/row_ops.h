@@ -6,36 +6,36 @@
 
 #ifndef FS_OPS
 #define FS_OPS(X)                                                                                                     \
-    X(softmax, LONG)                                                                                                  \
-    X(log_softmax, LONG)                                                                                              \
-    X(logsumexp, LONG)                                                                                                \
-    X(logsumexp_weighted, NEVER)                                                                                      \
-    X(softmax_jvp, MEDIUM)                                                                                            \
-    X(log_softmax_jvp, MEDIUM)                                                                                        \
-    X(log_softmax_vjp, SHORT)                                                                                         \
-    X(logsumexp_jvp, LONG)                                                                                            \
-    X(logsumexp_vjp, LONG)                                                                                            \
-    X(softmax_jacobian, NEVER)                                                                                        \
-    X(log_softmax_jacobian, NEVER)                                                                                    \
-    X(cross_entropy_index, LONG)                                                                                      \
-    X(cross_entropy_index_grad, LONG)                                                                                 \
-    X(cross_entropy_probs, LONG)                                                                                      \
-    X(cross_entropy_probs_grad, LONG)                                                                                 \
-    X(cross_entropy_index_jvp, LONG)                                                                                  \
-    X(cross_entropy_probs_jvp, LONG)                                                                                  \
-    X(cross_entropy_index_hess, LONG)                                                                                 \
-    X(cross_entropy_probs_hess, LONG)                                                                                 \
-    X(cross_entropy_hvp, LONG)                                                                                        \
-    X(cross_entropy_hessian, NEVER)                                                                                   \
-    X(entropy, LONG)                                                                                                  \
-    X(entropy_grad, LONG)                                                                                             \
-    X(kl_divergence, LONG)                                                                                            \
-    X(kl_divergence_grad, LONG)                                                                                       \
-    X(binary_cross_entropy, NEVER)                                                                                    \
-    X(binary_cross_entropy_grad, NEVER)                                                                               \
-    X(binary_cross_entropy_sum, NEVER)                                                                                \
-    X(binary_cross_entropy_sum_grad, NEVER)                                                                           \
-    X(total, NEVER)      
+    X(softmax, LONG, 1)                                                                                               \
+    X(log_softmax, LONG, 1)                                                                                           \
+    X(logsumexp, LONG, 1)                                                                                             \
+    X(logsumexp_weighted, NEVER, 0)                                                                                   \
+    X(softmax_jvp, MEDIUM, 0)                                                                                         \
+    X(log_softmax_jvp, MEDIUM, 0)                                                                                     \
+    X(log_softmax_vjp, SHORT, 0)                                                                                      \
+    X(logsumexp_jvp, LONG, 0)                                                                                         \
+    X(logsumexp_vjp, LONG, 0)                                                                                         \
+    X(softmax_jacobian, NEVER, 0)                                                                                     \
+    X(log_softmax_jacobian, NEVER, 0)                                                                                 \
+    X(cross_entropy_index, LONG, 0)                                                                                   \
+    X(cross_entropy_index_grad, LONG, 0)                                                                              \
+    X(cross_entropy_probs, LONG, 0)                                                                                   \
+    X(cross_entropy_probs_grad, LONG, 0)                                                                              \
+    X(cross_entropy_index_jvp, LONG, 0)                                                                               \
+    X(cross_entropy_probs_jvp, LONG, 0)                                                                               \
+    X(cross_entropy_index_hess, LONG, 0)                                                                              \
+    X(cross_entropy_probs_hess, LONG, 0)                                                                              \
+    X(cross_entropy_hvp, LONG, 0)                                                                                     \
+    X(cross_entropy_hessian, NEVER, 0)                                                                                \
+    X(entropy, LONG, 0)                                                                                               \
+    X(entropy_grad, LONG, 0)                                                                                          \
+    X(kl_divergence, LONG, 0)                                                                                         \
+    X(kl_divergence_grad, LONG, 0)                                                                                    \
+    X(binary_cross_entropy, NEVER, 0)                                                                                 \
+    X(binary_cross_entropy_grad, NEVER, 0)                                                                            \
+    X(binary_cross_entropy_sum, NEVER, 0)                                                                             \
+    X(binary_cross_entropy_sum_grad, NEVER, 0)                                                                        \
+    X(total, NEVER, 0)
 
 /* What a kernel of a loss computes: the value; with the gradient; with that and the Hessian's diagonal; with the derivative
  * along a direction. */
@@ -48,33 +48,35 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 
 /* Loop over the groups of a tile: rows i to i + g; and over what a pass takes of a group: a row, or a panel. */
 #define FOR_GROUPS(i, g)                                                                                              \
-    for (ptrdiff_t i = 0, g, most_ = NAME(group_rows)(t->c, cols);                                                    \
+    for (ptrdiff_t i = 0, g, most_ = NAME(group_rows)(t, cols);                                                       \
          i < t->n && (g = NAME(group_size)(t->n - i, most_)); i += g)
 #define FOR_PASSES(r, g) for (ptrdiff_t r = 0; r < (g); r += cols ? W : 1)
 
 #define SLOT(r) (cols ? (r) / W : (r)) /* a pass's number */
 
 /* An operand's columns: memory for them, filled from (or written to) its rows; and where a pass finds the operand. */
-#define COLUMNS(operand) REAL operand##_columns[cols ? COLUMNS_ROOM : 1] __attribute__((aligned(64)))
+#define COLUMNS(operand)                                                                                              \
+    REAL operand##_few[cols == IN_COLUMNS ? COLUMNS_ROOM : 1] __attribute__((aligned(64)));                           \
+    REAL *const operand##_columns =                                                                                   \
+        cols && t->room ? (REAL *)(t->room + operand * FS_ROOM * (IN_SLABS(t) ? FS_SLAB : t->c)) : operand##_few
+/* In the memory of an operand that is read no later than this one is written. */
+#define COLUMNS_OF(other, operand) REAL *const operand##_columns = other##_columns
 #define BRING(operand, i, g)                                                                                          \
     do {                                                                                                              \
-        if (cols) {                                                                                                   \
-            NAME(bring)(t, operand, i, g, operand##_columns);                                                         \
-            if (operand == 0 && t->bare)                                                                              \
-                NAME(exclude)(t, i, g, operand##_columns, -(REAL)INFINITY);                                           \
-        }                                                                                                             \
+        if (cols)                                                                                                     \
+            NAME(bring_included)(t, operand, i, g, operand##_columns, NULL, cols);                                    \
     } while (0)
 #define SEND(operand, i, g)                                                                                           \
     do {                                                                                                              \
         if (cols) {                                                                                                   \
             if (t->derived >> operand & 1)                                                                            \
                 NAME(exclude)(t, i, g, operand##_columns, 0);                                                         \
-            NAME(send)(t, operand, i, g, operand##_columns, NULL, NULL, 0);                                           \
+            NAME(send)(t, operand, i, g, operand##_columns, NULL, NULL, 0, cols);                                     \
         }                                                                                                             \
     } while (0)
 /* Element k of row r of a group: in its columns, or in memory; and all of them. */
 #define ELEMENT(operand, i, r, k)                                                                                     \
-    (*(cols ? operand##_columns + NAME(in_panels)(t->c, r) + (k)*W : ROW(operand, (i) + (r)) + (k)))
+    (*(cols ? operand##_columns + NAME(in_panels)(t->c, r) + NAME(place)(t->c, k, cols) * W : ROW(operand, (i) + (r)) + (k)))
 #define FILL(operand, i, r, value) NAME(fill)(&ELEMENT(operand, i, r, 0), cols ? W : 1, t->c, value)
 
 /* For a pass to fetch: the lines of rows from r on. */
@@ -90,6 +92,13 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
     } while (0)
 
 #define OF(operand, i, r) (cols ? operand##_columns + (r)*t->c : ROW(operand, (i) + (r)))
+
+/* Do what follows with t a whole group's tile, or slab by slab, of which operands are brought AGAIN. */
+#define FOR_SLABS                                                                                                     \
+    for (ptrdiff_t slab_ = 0; slab_ == 0 || (IN_SLABS(t) && slab_ * FS_SLAB < t->c); slab_++)                         \
+        for (fs_tile part_, *now_ = IN_SLABS(t) ? (part_ = NAME(slab)(t, slab_), &part_) : (fs_tile *)t; now_;)       \
+            for (const fs_tile *t = now_; now_; now_ = NULL)
+#define AGAIN (cols == IN_STRANDS && now_ == &part_)
 
 /* Where the terms of a row or group are kept between the passes: in the result or, if that is to pass by the caches, aside, if
  * `keep`; else nowhere, and they are computed again, with the same bits. */
@@ -153,7 +162,10 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define CLASS_AT(pointer, fill) (cols ? V(set1)((pointer)[j / W]) : AT(pointer, fill))
 
 /* Sums and forward terms of a group: maxima, terms, sums. */
-#define GROUP_TERMS(X_, y_, rows_y_, i, g)                                                                            \
+#define GROUP_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 0)
+/* The same for an operand that has not been brought. */
+#define BRING_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 1)
+#define TERMS_OF_GROUP(X_, y_, rows_y_, i, g, bring)                                                                  \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
         const int in_blocks_ = !cols && t->c > BLOCK;                                                                 \
@@ -164,14 +176,18 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
             SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
             t->for_blocks(t, NAME(blocks)(t->c), NAME(terms_of_block), &p);                                           \
         }                                                                                                             \
-        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols, in_blocks_);                                             \
+        NAME(group_max)(&G, t, X_, i, g, OF(X_, i, 0), cols, bring, in_blocks_);                                      \
         NAME(group_prepare)(&G, &k);                                                                                  \
-        FOR_PASSES(r, g) {                                                                                            \
-            PASS p = FORWARD_PASS(X_, y_, i, r);                                                                      \
-            p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
-            SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
-            SET_LINES(p, rows_y, rows_y_);                                                                            \
-            sums.of[SLOT(r)] = in_blocks_ ? NAME(sum_of_blocks)(&p, &G) : NAME(exp_sum)(&p, cols);                    \
+        if (IN_SLABS(t)) {                                                                                            \
+            NAME(exp_sum_slabs)(&G, t, &k, X_, i, g, OF(X_, i, 0), &sums);                                            \
+        } else {                                                                                                      \
+            FOR_PASSES(r, g) {                                                                                        \
+                PASS p = FORWARD_PASS(X_, y_, i, r);                                                                  \
+                p.save = p.y ? TERMS(p.y) : NULL;                                                                     \
+                SET_LINES(p, next_x, LINES(X_, i + r, g));                                                            \
+                SET_LINES(p, rows_y, rows_y_);                                                                        \
+                sums.of[SLOT(r)] = in_blocks_ ? NAME(sum_of_blocks)(&p, &G) : NAME(exp_sum)(&p, cols);                \
+            }                                                                                                         \
         }                                                                                                             \
         NAME(group_sums)(&G, &sums, g, cols);                                                                         \
     } while (0)
@@ -266,28 +282,33 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     const int empty = t->params[1] != 0;
     const int keep = t->c <= (t->data[Y] == t->data[X] ? BLOCK : SAVE_LIMIT); /* blocks may need x again (to_block) */
     COLUMNS(X);
-    COLUMNS(Y);
+    COLUMNS_OF(X, Y);
     GROUP G;
     REAL hi[ROOM], lo[ROOM], top[ROOM];
     double rest[ROOM];
     FOR_GROUPS(i, g) {
-        BRING(X, i, g);
-        GROUP_TERMS(X, KEPT(Y, i, r), LINES_TO(Y, i + r), i, g);
+        BRING_TERMS(X, KEPT(Y, i, r), LINES_TO(Y, i + r), i, g);
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, rest);
         for (ptrdiff_t r = 0; r < G.n; r++)
             top[r] = (REAL)(1 - rest[r]);
-        FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, KEPT(Y, i, r), i, r);
-            TO(p, Y, i, r, STREAMED_AFTER_TERMS(Y));
-            p.hi = LANES(hi, r);
-            p.lo = LANES(lo, r);
-            p.q = LANES(top, r);
-            p.flag = rest[r] < 0.5;
-            NAME(emit_scaled_all)(&p, cols);
+        FOR_SLABS {
+            if (AGAIN)
+                BRING(X, i, g);
+            FOR_PASSES(r, g) {
+                PASS p = FORWARD_PASS(X, KEPT(Y, i, r), i, r);
+                TO(p, Y, i, r, STREAMED_AFTER_TERMS(Y));
+                if (AGAIN)
+                    p.terms = NULL;
+                p.hi = LANES(hi, r);
+                p.lo = LANES(lo, r);
+                p.q = LANES(top, r);
+                p.flag = rest[r] < 0.5;
+                NAME(emit_scaled_all)(&p, cols);
+            }
+            FILL_SPECIAL(Y, i, g, 0);
+            SEND(Y, i, g);
         }
-        FILL_SPECIAL(Y, i, g, 0);
-        SEND(Y, i, g);
     }
 }
 
@@ -330,30 +351,33 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
     const REAL scale = (REAL)k.scale, scale_lo = (REAL)(k.scale - scale);
     const int empty = t->params[1] != 0, keep = 0;
     COLUMNS(X);
-    COLUMNS(Y);
+    COLUMNS_OF(X, Y);
     GROUP G;
     REAL log[ROOM], log_lo[ROOM];
     FOR_GROUPS(i, g) {
-        BRING(X, i, g);
-        GROUP_TERMS(X, NULL, LINES_TO(Y, i + r), i, g);
+        BRING_TERMS(X, NULL, LINES_TO(Y, i + r), i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         G.shifts = NULL; /* there are no terms to shift */
         for (ptrdiff_t r = 0; r < G.n; r++) {
             log[r] = (REAL)G.log[r];
             log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
-        FOR_PASSES(r, g) {
-            PASS p = FORWARD_PASS(X, NULL, i, r);
-            TO(p, Y, i, r, STREAMED(Y));
-            p.hi = LANES(log, r);
-            p.lo = LANES(log_lo, r);
-            p.u = V(set1)(scale);
-            p.v = V(set1)(scale_lo);
-            p.flag = k.scale == 1;
-            NAME(emit_log_all)(&p, cols);
+        FOR_SLABS {
+            if (AGAIN)
+                BRING(X, i, g);
+            FOR_PASSES(r, g) {
+                PASS p = FORWARD_PASS(X, NULL, i, r);
+                TO(p, Y, i, r, STREAMED(Y));
+                p.hi = LANES(log, r);
+                p.lo = LANES(log_lo, r);
+                p.u = V(set1)(scale);
+                p.v = V(set1)(scale_lo);
+                p.flag = k.scale == 1;
+                NAME(emit_log_all)(&p, cols);
+            }
+            FILL_SPECIAL(Y, i, g, -(REAL)INFINITY);
+            SEND(Y, i, g);
         }
-        FILL_SPECIAL(Y, i, g, -(REAL)INFINITY);
-        SEND(Y, i, g);
     }
 }
 
@@ -379,8 +403,7 @@ FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
     COLUMNS(X);
     GROUP G;
     FOR_GROUPS(i, g) {
-        BRING(X, i, g);
-        GROUP_TERMS(X, NULL, NO_LINES, i, g);
+        BRING_TERMS(X, NULL, NO_LINES, i, g);
         NAME(group_log)(&G, t, &k, X, i, g);
         NAME(give_lse)(t, S, i, g, &G, k.scale);
     }
@@ -701,7 +724,7 @@ FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdi
 
 /* The centres of rows, in two parts, with t taken relative to its value at the most probable class.  logs: P holds
  * logarithms. */
-FS_INLINE void NAME(careful_centres)(const fs_tile *t, int P, int T, int Y, ptrdiff_t i, ptrdiff_t g, const REAL *p,
+FS_INLINE void NAME(careful_centres)(const fs_tile *t, int P, int T, int Y, ptrdiff_t i, ptrdiff_t g, REAL *p,
                                      const REAL *x, REAL *hi, REAL *lo, const int cols, const int logs)
 {
     const EXPK k = NAME(exp_constants)(1);
@@ -709,7 +732,7 @@ FS_INLINE void NAME(careful_centres)(const fs_tile *t, int P, int T, int Y, ptrd
     SUMS total, dot;
     REAL ref[ROOM] = {0};
     double dot_hi[ROOM], dot_lo[ROOM];
-    NAME(group_max)(&G, t, P, i, g, p, cols, 0);
+    NAME(group_max)(&G, t, P, i, g, p, cols, 0, 0);
     NAME(tangents_at_top)(t, P, T, i, g, &G, p, x, logs ? -(REAL)INFINITY : 0, ref, cols);
     FOR_PASSES(r, g) {
         PASS pass = PASS_OF(.t = t, .k = &k, .c = t->c, .x = cols ? p + r * t->c : ROW(P, i + r),
@@ -996,7 +1019,7 @@ FS_INLINE VEC NAME(of_included)(const PASS *p, ptrdiff_t j, ptrdiff_t rest, cons
 
 /* What a pass at row r of a group takes as `even`: bytes of the mask, or in columns numbers that are 0 likewise.  What emits
  * derivatives in rows takes it, too, to make them 0 there. */
-#define EVEN_ROOM REAL even_columns[cols ? COLUMNS_ROOM : 1] __attribute__((aligned(64)))
+#define EVEN_ROOM REAL even_columns[cols ? COLUMNS_MAX * ROOM : 1] __attribute__((aligned(64)))
 #define BRING_EVEN(wanted, i, g)                                                                                      \
     do {                                                                                                              \
         if (cols && (wanted)) {                                                                                       \
@@ -1376,7 +1399,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         if (cols && t->derived >> DX & 1)
             NAME(exclude)(t, i, g, DX_columns, 0);
         if (cols)
-            NAME(send)(t, DX, i, g, DX_columns, y, target, G.special | besides);
+            NAME(send)(t, DX, i, g, DX_columns, y, target, G.special | besides, cols);
         else
             NAME(put)((char *)ROW(DX, i), t->step[DX], sizeof(REAL), g, y, target, G.special | besides);
         if (hess) {
@@ -1534,7 +1557,7 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             NAME(give_extras)(t, AIM - 2, i, g, &G, scale, OF(X, i, 0), cols);
             if (t->data[AIM]) {
                 GROUP targets;
-                NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols, 0);
+                NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols, 0, 0);
                 NAME(give_top)(t, T, AIM, i, g, &targets, sum_q, OF(T, i, 0), cols);
             }
         }
@@ -1641,12 +1664,14 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 
-#define DEFINE_KERNEL(op, vectors)                                                                                    \
+#define DEFINE_KERNEL(op, vectors, strands)                                                                           \
     static void NAME(op)(const fs_tile *t)                                                                            \
     {                                                                                                                 \
         const fs_tile own = *t; /* which no store can change, as the compiler sees */                                 \
         if (NAME(in_columns)(t->c, vectors))                                                                          \
-            NAME(op##_rows)(&own, 1);                                                                                 \
+            NAME(op##_rows)(&own, IN_COLUMNS);                                                                        \
+        else if (strands && NAME(by_class)(t, 0))                                                                     \
+            NAME(op##_rows)(&own, IN_STRANDS);                                                                        \
         else                                                                                                          \
             NAME(op##_rows)(t, 0);                                                                                    \
         if (t->stream)                                                                                                \

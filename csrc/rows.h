@@ -14,6 +14,11 @@
  *     columns    lanes are rows (few classes, where whole vectors would be mostly empty).  The group is transposed into
  *                one vector a class; a pass works on the whole group, and nothing needs to be reduced.
  *
+ * Longer rows that lie side by side in memory have a third, in which they need not be transposed:
+ *
+ *     strands    lanes are rows, but what is added up is what lanes of a row would: class k is part of strand k % W.  A
+ *                strand is worked on like a row; the strands' sums are then added like lanes.  All bits are those of rows.
+ *
  * Lanes never mix, and the order of additions within a row depends on its length alone: the bits of a row do not depend
  * on its neighbours.
  *
@@ -70,6 +75,10 @@ enum { NAME(LONG) = 8, NAME(MEDIUM) = 4, NAME(SHORT) = 2, NAME(NEVER) = 0 };
 #define SHORT NAME(SHORT)
 #define NEVER NAME(NEVER)
 #define COLUMNS_MAX (LONG * W)
+
+enum { NAME(IN_ROWS), NAME(IN_COLUMNS), NAME(IN_STRANDS) };
+#define IN_COLUMNS NAME(IN_COLUMNS)
+#define IN_STRANDS NAME(IN_STRANDS)
 
 FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
 {
@@ -519,7 +528,7 @@ typedef struct {
     })
 
 #define LINE(p, lines, j) ((p)->lines + (cols ? (j) / W * (p)->lines##_apart : (j) * (ptrdiff_t)sizeof(REAL)))
-#define FETCH(p, j)                                                                                                   \
+#define FETCH_ROWS(p, j)                                                                                              \
     do {                                                                                                              \
         if ((p)->next_x && (cols || (p)->c <= FETCH_MAX))                                                          \
             __builtin_prefetch(LINE(p, next_x, j), 0, cols ? 3 : 2);                                                  \
@@ -528,6 +537,18 @@ typedef struct {
         if (cols && (p)->rows_y)                                                                                   \
             __builtin_prefetch(LINE(p, rows_y, j), 1);                                                                \
     } while (0)
+#define FETCH(p, j)                                                                                                   \
+    do {                                                                                                              \
+        FETCH_ROWS(p, j);                                                                                             \
+        NAME(fetch_lines)((p)->t);                                                                                    \
+    } while (0)
+
+/* Those of the next tile. */
+FS_INLINE void NAME(fetch_lines)(const fs_tile *t)
+{
+    for (int o = 0; t->fetch && o < FS_FETCHED; o++)
+        fs_fetch_line(&t->fetch[o]);
+}
 
 /* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
 #define LANES(numbers, r) (cols ? V(load)((numbers) + (r)) : V(set1)((numbers)[r]))
@@ -589,27 +610,43 @@ FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c)
     return NAME(max_of_blocks)(t, c);
 }
 
-/* The sum of the terms of [from, from + c), which are stored in p->save, if that is given. */
-FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, const int cols)
+/* A sum on its way, and whether its end has come. */
+typedef struct {
+    ACC s0, s1, kept;
+} NAME(partial);
+#define PARTIAL NAME(partial)
+
+FS_INLINE PARTIAL NAME(partial_onset)(void)
+{
+    return (PARTIAL){NAME(acc_onset)(), NAME(acc_onset)(), NAME(acc_of)(0, 0)};
+}
+
+/* The sum of the terms of [from, from + c), which are stored in p->save, if that is given.  Of a strand, what is not a multiple
+ * of W says that one more vector is what in rows would be the last, which is not whole; and if it goes on, `more` keeps the
+ * sum until then. */
+FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, PARTIAL *more, const int last, const int cols)
 {
     const VEC base = p->base, floor = p->floor, top = p->top;
     const EXPK *k = p->k;
     const REAL *x = p->x + from;
     REAL *save = p->save ? p->save + from : NULL;
-    ACC s0 = NAME(acc_onset)(), s1 = NAME(acc_onset)(), kept = NAME(acc_of)(0, 0);
-    fs_fetch *fetch = p->t->fetch;
+    const PARTIAL begun = more ? *more : NAME(partial_onset)();
+    ACC s0 = begun.s0, s1 = begun.s1, kept = begun.kept;
+    fs_fetch *const fetch = p->t->fetch;
+    const int next_tile = cols == IN_STRANDS || fetch;
+    fs_fetch lines = fetch ? *fetch : (fs_fetch){0}; /* in registers */
     const char *ahead = p->next_x + from * (ptrdiff_t)sizeof(REAL);
-    ptrdiff_t i = 0, line = 64;
+    ptrdiff_t i = 0;
 #define FETCH_AHEAD                                                                                                   \
     do {                                                                                                              \
-        __builtin_prefetch(ahead, 0, 2);                                                                              \
-        ahead += line;                                                                                                \
+        if (next_tile) {                                                                                              \
+            fs_fetch_line(&lines);                                                                                    \
+        } else {                                                                                                      \
+            __builtin_prefetch(ahead, 0, 2);                                                                          \
+            ahead += 64;                                                                                              \
+        }                                                                                                             \
     } while (0)
-    if (!cols) {
-        if (fetch) {
-            ahead = fs_fetch_row(fetch);
-            line = fetch->line;
-        }
+    if (cols != IN_COLUMNS) {
         for (; i + 4 * W <= c; i += 4 * W) {
             if (i % (4 * W * SETTLE) == 0)
                 NAME(acc_settle)(&s0, &s1, &kept);
@@ -620,7 +657,7 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
             VEC e2 = NAME(acc_exp)(&s0, k, V(load)(x + i + 2 * W), base, floor, top);
             VEC e3 = NAME(acc_exp)(&s1, k, V(load)(x + i + 3 * W), base, floor, top);
             if (save) {
-                for (ptrdiff_t o = 0; o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
+                for (ptrdiff_t o = 0; !cols && o < 4 * W * (ptrdiff_t)sizeof(REAL); o += 64)
                     __builtin_prefetch((const char *)(save + i) + AHEAD + o, 1);
                 V(store)(save + i, e0);
                 V(store)(save + i + W, e1);
@@ -633,15 +670,17 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
     REAL *z = save + (save ? i : 0);
     const char *next = p->next_x, *to = p->rows_y;
     EACH_VECTOR(
-        cols, c - i,
+        cols == IN_COLUMNS, c - i,
         {
-            if (cols) { /* FETCH, but in columns there are always next rows */
+            if (cols == IN_COLUMNS) { /* FETCH, but in columns there are always next rows */
                 __builtin_prefetch(next);
                 next += p->next_x_apart;
                 if (to) {
                     __builtin_prefetch(to, 1);
                     to += p->rows_y_apart;
                 }
+                if (fetch)
+                    fs_fetch_line(&lines);
             } else if (j % (64 / (ptrdiff_t)sizeof(REAL)) == 0)
                 FETCH_AHEAD;
             VEC e = NAME(acc_exp)(&s0, k, V(load)(y + j), base, floor, top);
@@ -650,13 +689,21 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
         },
         {
             FETCH_AHEAD;
+            if (cols == IN_STRANDS)
+                rest = W;
             VEC e = NAME(acc_exp)(&s1, k, V(load_head)(y + j, rest, V(set1)(-(REAL)INFINITY)), base, floor, top);
             if (save)
                 V(store_head)(z + j, rest, e);
         });
 #undef FETCH_AHEAD
-    if (cols)
+    if (fetch)
+        *fetch = lines;
+    if (cols == IN_COLUMNS)
         return NAME(acc_done)(s0, ONSET);
+    if (more && !last) {
+        *more = (PARTIAL){s0, s1, kept};
+        return s0;
+    }
     NAME(acc_settle)(&s0, &s1, &kept);
     NAME(acc_merge)(&s0, s1);
     ACC s = NAME(acc_done)(s0, 2 * ONSET);
@@ -671,12 +718,21 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, con
 static void NAME(exp_sum_block)(void *context, ptrdiff_t b)
 {
     PASS p = *(const PASS *)context;
+    double *out = p.t->scratch + 4 * b;
     const ptrdiff_t from = b * BLOCK, ahead = p.t->sharing * BLOCK;
     if (from + ahead < p.c)
         p.next_x = (const char *)(p.x + ahead);
     else if (p.t->sharing == 1)
         p.next_x -= from * (ptrdiff_t)sizeof(REAL);
-    NAME(sum_one)(NAME(exp_sum_flat)(&p, from, NAME(block_length)(&p, b), 0), p.t->scratch + 4 * b, p.t->scratch + 4 * b + 1);
+    NAME(sum_one)(NAME(exp_sum_flat)(&p, from, NAME(block_length)(&p, b), NULL, 1, 0), out, out + 1);
+}
+
+/* hi + lo plus a block's sum. */
+FS_INLINE void NAME(merge_block)(double *hi, double *lo, const double *s, const double *s_lo)
+{
+    double u = *hi + *s, back = u - *hi;
+    *lo += ((*hi - (u - back)) + (*s - back)) + *s_lo;
+    *hi = u;
 }
 
 /* Merge the blocks' sums, which stand `offset` doubles into their four, in the blocks' order. */
@@ -685,20 +741,82 @@ static ACC NAME(merge_blocks)(const fs_tile *t, ptrdiff_t c, int offset)
     double hi = 0, lo = 0;
     for (ptrdiff_t b = 0; b < NAME(blocks)(c); b++) {
         const double *s = t->scratch + 4 * b + offset;
-        double u = hi + s[0], back = u - hi;
-        lo += ((hi - (u - back)) + (s[0] - back)) + s[1];
-        hi = u;
+        NAME(merge_block)(&hi, &lo, s, s + 1);
     }
     if (!(fabs(hi) < INFINITY))
         lo = 0;
     return NAME(acc_of)(hi, lo);
 }
 
+/* The same of a panel of W rows: merge a block's sums; and what they are in the end. */
+static void NAME(merge_panel)(ACC sum, double *hi, double *lo)
+{
+    SUMS sums;
+    double h[ROOM], l[ROOM];
+    sums.of[0] = sum;
+    NAME(sum_rows)(&sums, W, h, l, 1);
+    for (ptrdiff_t r = 0; r < W; r++)
+        NAME(merge_block)(&hi[r], &lo[r], &h[r], &l[r]);
+}
+
+static ACC NAME(merged_panel)(const double *hi, double *lo)
+{
+    for (ptrdiff_t r = 0; r < W; r++)
+        lo[r] = fabs(hi[r]) < INFINITY ? lo[r] : 0;
+#if FS_FLOAT
+    return (ACC){d_add(d_load(hi), d_load(lo)), d_add(d_load(hi + d_W), d_load(lo + d_W))};
+#else
+    return (ACC){d_load(hi), d_load(lo)};
+#endif
+}
+
+/* Where class k stands in columns, or strand after strand: those of the first c % W strands are one vector longer. */
+FS_INLINE ptrdiff_t NAME(place)(ptrdiff_t c, ptrdiff_t k, const int cols)
+{
+    const ptrdiff_t s = k % W, longer = c % W;
+    return cols == IN_STRANDS ? k / W + c / W * s + (s < longer ? s : longer) : k;
+}
+
+/* The sums of the terms of classes [from, from + c) over all strands, in the order of sum_rows; `from` is a multiple of W. */
+FS_INLINE ACC NAME(exp_sum_part)(const PASS *p, ptrdiff_t from, ptrdiff_t c, PARTIAL *more, const int last)
+{
+    ACC sum[W];
+    for (ptrdiff_t s = 0; s < W; s++)
+        sum[s] = NAME(exp_sum_flat)(p, NAME(place)(p->c, from + s, IN_STRANDS) * W, c / W * W + (s < c % W),
+                                    more ? more + s : NULL, last, IN_STRANDS);
+    for (ptrdiff_t half = W / 2; last && half > 0; half /= 2)
+        for (ptrdiff_t s = 0; s < half; s++) {
+            const ACC lo = sum[s], hi = sum[s + half];
+#if FS_FLOAT
+            sum[s] = (ACC){d_add(lo.a, hi.a), d_add(lo.b, hi.b)};
+#else
+            sum[s] = (ACC){lo.a, d_add(lo.b, hi.b)};
+            NAME(two_sum)(&sum[s].a, &sum[s].b, hi.a);
+#endif
+        }
+    return sum[0];
+}
+
+/* The sums of the terms of a panel in strands, block by block as those of rows. */
+FS_INLINE ACC NAME(exp_sum_strands)(const PASS *p)
+{
+    double hi[W] = {0}, lo[W] = {0};
+    for (ptrdiff_t b = 0; b < NAME(blocks)(p->c); b++) {
+        const ACC sum = NAME(exp_sum_part)(p, b * BLOCK, NAME(block_length)(p, b), NULL, 1);
+        if (p->c <= BLOCK)
+            return sum;
+        NAME(merge_panel)(sum, hi, lo);
+    }
+    return NAME(merged_panel)(hi, lo);
+}
+
 /* The sum of the terms of a row, or of each row in columns. */
 FS_INLINE ACC NAME(exp_sum)(const PASS *p, const int cols)
 {
+    if (cols == IN_STRANDS)
+        return NAME(exp_sum_strands)(p);
     if (cols || p->c <= BLOCK)
-        return NAME(exp_sum_flat)(p, 0, p->c, cols);
+        return NAME(exp_sum_flat)(p, 0, p->c, NULL, 1, cols);
     p->t->for_blocks(p->t, NAME(blocks)(p->c), NAME(exp_sum_block), (void *)p);
     return NAME(merge_blocks)(p->t, p->c, 0);
 }
@@ -753,9 +871,13 @@ static unsigned char NAME(classify)(const REAL *x, ptrdiff_t apart, ptrdiff_t c)
     return kind;
 }
 
-/* Rows a group takes; in columns whole panels. */
-FS_INLINE ptrdiff_t NAME(group_rows)(ptrdiff_t c, const int cols)
+/* Rows a group takes; in columns whole panels; side by side as many as there is room for, since every class is elsewhere in
+ * memory. */
+FS_INLINE ptrdiff_t NAME(group_rows)(const fs_tile *t, const int cols)
 {
+    const ptrdiff_t c = t->c;
+    if (cols && t->room)
+        return ROOM;
     ptrdiff_t g = (cols ? COLUMNS_GROUP : ROWS_GROUP) / c, most = cols ? ROOM : W;
     if (cols)
         /* Two panels wait less: logsumexp of 33 classes 0.82 memcpys, not 1.10. */
@@ -775,11 +897,15 @@ FS_INLINE const REAL *NAME(row)(const fs_tile *t, int operand, ptrdiff_t r)
     return (const REAL *)(t->data[operand] + r * t->step[operand]);
 }
 
+/* Whether the rows, in strands, are worked on slab by slab. */
+#define IN_SLABS(t) (cols == IN_STRANDS && (t)->c > FS_TALL)
+
 /* Whether an operand's rows lie side by side, class after class, instead of its classes row after row. */
 FS_INLINE int NAME(by_class)(const fs_tile *t, int operand) { return t->apart[operand] != sizeof(REAL); }
 
-/* The lines of an operand for a pass over rows from r on to fetch: the next group's as they lie; or the next tile's, of rows
- * side by side, the last line that a vector of them reaches into, since those before hold the last vector. */
+/* The lines of an operand for a pass over rows from r on to fetch: the next group's as they lie; or the next tile's, of few
+ * classes side by side, the last line that a vector of them reaches into, since those before hold the last vector.  Where that
+ * is `fetch`'s matter, nothing new. */
 FS_INLINE NAME(lines) NAME(lines_of)(const fs_tile *t, int operand, ptrdiff_t r, ptrdiff_t g, const int cols)
 {
     if (cols && NAME(by_class)(t, operand))
@@ -800,9 +926,39 @@ FS_INLINE NAME(lines) NAME(lines_to)(const fs_tile *t, int operand, ptrdiff_t r,
 
 #define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
 
+/* Classes that are read ahead of where the next tile's are not fetched. */
+enum { NAME(CLASSES_AHEAD) = 16 };
+#define CLASSES_AHEAD NAME(CLASSES_AHEAD)
+
+/* `whole` + `left` rows side by side into columns, and their maxima; if wanted. */
+FS_INLINE void NAME(bring_classes)(const fs_tile *t, int operand, const char *row, const ptrdiff_t whole,
+                                   const ptrdiff_t left, REAL *col, REAL *most, const int cols)
+{
+    const ptrdiff_t c = t->c;
+    VEC m[PANELS];
+    for (ptrdiff_t r = 0; r < PANELS; r++)
+        m[r] = V(set1)(-(REAL)INFINITY);
+    const ptrdiff_t apart = t->apart[operand];
+    for (ptrdiff_t k = 0; k < c; k++, row += apart) {
+        const REAL *x = (const REAL *)row;
+        REAL *at = col + NAME(place)(c, k, cols) * W;
+        for (ptrdiff_t r = 0; r < whole + left; r += W) {
+            if (cols == IN_STRANDS && c >= FS_SLAB && !t->fetch)
+                __builtin_prefetch((const char *)(x + r) + CLASSES_AHEAD * apart);
+            VEC v = r < whole ? V(load)(x + r) : V(load_head)(x + r, left, V(set1)(x[r]));
+            if (col)
+                V(store)(at + r * c, v);
+            m[r / W] = V(max)(v, m[r / W]);
+        }
+    }
+    for (ptrdiff_t r = 0; most && r < PANELS; r++)
+        V(store)(most + r * W, m[r]);
+}
+
 /* Rows i to i + g of an operand into columns, a panel of W rows after the other: class k of row r to col[k W + r].  Lanes
- * without a row repeat one. */
-FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col)
+ * without a row repeat one.  Of rows side by side also the maxima, if wanted. */
+FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col, REAL *most,
+                           const int cols)
 {
     const ptrdiff_t step = t->step[operand], c = t->c;
     const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
@@ -810,13 +966,10 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
     VEC v[Q];
     if (NAME(by_class)(t, operand)) {
         const ptrdiff_t whole = g / W * W, left = g - whole;
-        for (ptrdiff_t k = 0; k < c; k++, row += t->apart[operand]) {
-            const REAL *x = (const REAL *)row;
-            for (ptrdiff_t r = 0; r < whole; r += W)
-                V(store)(col + r * c + k * W, V(load)(x + r));
-            if (left)
-                V(store)(col + whole * c + k * W, V(load_head)(x + whole, left, V(set1)(x[whole])));
-        }
+        if (whole == ROOM) /* is unrolled */
+            NAME(bring_classes)(t, operand, row, ROOM, 0, col, most, cols);
+        else
+            NAME(bring_classes)(t, operand, row, whole, left, col, most, cols);
         return;
     }
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
@@ -862,9 +1015,31 @@ FS_INLINE void NAME(put)(char *row, ptrdiff_t step, ptrdiff_t apart, ptrdiff_t g
             *(REAL *)(row + label[r] * apart) = (REAL)from[r];
 }
 
-/* And back: columns to rows, and numbers at their labels in place of theirs, if `label` is given (put). */
+/* And back: columns to rows side by side. */
+FS_INLINE void NAME(send_classes)(const fs_tile *t, int operand, char *row, const ptrdiff_t whole, const ptrdiff_t left,
+                                  const REAL *col, const int stream, const int cols)
+{
+    const ptrdiff_t c = t->c, apart = t->apart[operand];
+    for (ptrdiff_t k = 0; k < c; k++, row += apart) {
+        REAL *y = (REAL *)row;
+        const REAL *at = col + NAME(place)(c, k, cols) * W;
+        for (ptrdiff_t r = 0; r < whole; r += W, at += W * c) {
+            if (stream) {
+                V(stream)(y + r, V(load)(at));
+                continue;
+            }
+            if (cols == IN_STRANDS && c >= FS_SLAB)
+                __builtin_prefetch((char *)(y + r) + CLASSES_AHEAD * apart, 1);
+            V(store)(y + r, V(load)(at));
+        }
+        if (left)
+            V(store_head)(y + whole, left, V(load)(at));
+    }
+}
+
+/* Columns to rows, and numbers at their labels in place of theirs, if `label` is given (put; not in strands). */
 FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col, const int64_t *label,
-                          const double *numbers, uint64_t besides)
+                          const double *numbers, uint64_t besides, const int cols)
 {
     const ptrdiff_t step = t->step[operand], c = t->c, size = sizeof(REAL);
     const int pairs = c == 2 && step == 2 * size;
@@ -877,17 +1052,10 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
         const int stream = t->stream >> operand & 1 && ends % 64 == 0;
         for (ptrdiff_t r = 0; label && r < g; r += W)
             NAME(put)((char *)(col + r * c), size, W * size, g - r < W ? g - r : W, label + r, numbers + r, besides >> r);
-        for (ptrdiff_t k = 0; k < c; k++, row += t->apart[operand]) {
-            REAL *y = (REAL *)row;
-            if (stream)
-                for (ptrdiff_t r = 0; r < whole; r += W)
-                    V(stream)(y + r, V(load)(col + r * c + k * W));
-            else
-                for (ptrdiff_t r = 0; r < whole; r += W)
-                    V(store)(y + r, V(load)(col + r * c + k * W));
-            if (left)
-                V(store_head)(y + whole, left, V(load)(col + whole * c + k * W));
-        }
+        if (whole == ROOM) /* is unrolled */
+            NAME(send_classes)(t, operand, row, ROOM, 0, col, stream, cols);
+        else
+            NAME(send_classes)(t, operand, row, whole, left, col, stream, cols);
         return;
     }
     for (ptrdiff_t left = g; left > 0; left -= W, row += W * step, col += W * c) {
@@ -950,6 +1118,15 @@ static void NAME(exclude)(const fs_tile *t, ptrdiff_t i, ptrdiff_t g, REAL *col,
     }
 }
 
+/* An operand of a group into columns (bring), its logits -inf where that is still to be done. */
+FS_INLINE void NAME(bring_included)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t g, REAL *col, REAL *most,
+                                    const int cols)
+{
+    NAME(bring)(t, operand, i, g, col, most, cols);
+    if (operand == 0 && t->bare)
+        NAME(exclude)(t, i, g, col, -(REAL)INFINITY);
+}
+
 /* How many classes the mask of a tile includes in a row. */
 static ptrdiff_t NAME(included)(const fs_tile *t, ptrdiff_t r)
 {
@@ -967,26 +1144,31 @@ static ptrdiff_t NAME(included)(const fs_tile *t, ptrdiff_t r)
 /* Where row r of a group begins in its columns; its classes follow W elements apart. */
 FS_INLINE ptrdiff_t NAME(in_panels)(ptrdiff_t c, ptrdiff_t r) { return r / W * W * c + r % W; }
 
-/* Maxima of a group of rows of operand `x`, which stands in `col` if in columns. */
-FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, const REAL *col,
-                               const int cols, const int known)
+/* Maxima of a group of rows of operand `x`, which stands, or, if `bring`, is brought, into `col` if in columns.  known: they are
+ * those of its blocks. */
+FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, REAL *col, const int cols,
+                               const int bring, const int known)
 {
+    if (cols && bring)
+        NAME(bring_included)(t, x, first, g, IN_SLABS(t) ? NULL : col, G->m, cols);
     G->n = cols ? (g + W - 1) / W * W : W;
     G->special = 0;
     G->shifts = NULL;
     for (ptrdiff_t o = 0; o < G->n; o += W) {
         VEC all;
-        if (cols) {
-            const REAL *x = col + o * t->c, *end = x + t->c * W;
+        if (cols && bring && NAME(by_class)(t, x)) {
+            all = V(load)(G->m + o);
+        } else if (cols) {
+            const REAL *at = col + o * t->c, *end = at + t->c * W;
             VEC m[4];
             for (int a = 0; a < 4; a++)
                 m[a] = V(set1)(-(REAL)INFINITY);
-            for (; x + 3 * W < end; x += 4 * W)
+            for (; at + 3 * W < end; at += 4 * W)
                 for (int a = 0; a < 4; a++)
-                    m[a] = V(max)(V(load)(x + a * W), m[a]);
+                    m[a] = V(max)(V(load)(at + a * W), m[a]);
             all = V(max)(V(max)(m[0], m[1]), V(max)(m[2], m[3]));
-            for (; x < end; x += W)
-                all = V(max)(V(load)(x), all);
+            for (; at < end; at += W)
+                all = V(max)(V(load)(at), all);
         } else {
             VEC m[W];
             for (ptrdiff_t r = 0; r < g; r++)
@@ -1005,8 +1187,9 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
     if (__builtin_expect(G->special != 0, 0))
         for (ptrdiff_t r = 0; r < g; r++)
             if (G->special >> r & 1) {
-                G->kind[r] = cols ? NAME(classify)(col + NAME(in_panels)(t->c, r), W, t->c)
-                                  : NAME(classify)(NAME(row)(t, x, first + r), 1, t->c);
+                G->kind[r] = cols == IN_COLUMNS
+                                 ? NAME(classify)(col + NAME(in_panels)(t->c, r), W, t->c)
+                                 : NAME(classify)(NAME(row)(t, x, first + r), t->apart[x] / (ptrdiff_t)sizeof(REAL), t->c);
                 if (x == 0 && t->bare && t->poison && G->kind[r] == IS_EMPTY && NAME(included)(t, first + r))
                     G->kind[r] = IS_NAN;
             }
@@ -1182,15 +1365,62 @@ static double NAME(rest_of_row)(const fs_tile *t, const EXPK *k, const REAL *x, 
 }
 
 /* A row of logits as it stands, or copied to where there is room for it. */
-static const REAL *NAME(contiguous)(const fs_tile *t, int operand, ptrdiff_t r, REAL *room)
+static const REAL *NAME(contiguous)(const fs_tile *t, int operand, ptrdiff_t r)
 {
     const char *x = (const char *)NAME(row)(t, operand, r);
     const int bare = operand == 0 && t->bare;
     if (!NAME(by_class)(t, operand) && !bare)
         return (const REAL *)x;
+    REAL *room = (REAL *)t->row;
     for (ptrdiff_t k = 0; k < t->c; k++, x += t->apart[operand])
         room[k] = !bare || t->mask[r * t->mask_step + k] ? *(const REAL *)x : -(REAL)INFINITY;
     return room;
+}
+
+/* Slab `b` of a tile. */
+FS_INLINE fs_tile NAME(slab)(const fs_tile *t, ptrdiff_t b)
+{
+    fs_tile s = *t;
+    s.c = t->c - b * FS_SLAB < FS_SLAB ? t->c - b * FS_SLAB : FS_SLAB;
+    for (int o = 0; o < FS_MAX_OPERANDS; o++)
+        if (s.data[o] && NAME(by_class)(t, o))
+            s.data[o] += b * FS_SLAB * s.apart[o];
+    return s;
+}
+
+/* The sums of terms of a group in strands, slab by slab, and block by block. */
+_Static_assert(FS_TALL >= BLOCK && BLOCK % FS_SLAB == 0 && FS_SLAB % (4 * W * SETTLE) == 0,
+               "slabs make blocks, blocks make rows that are taken in slabs, and sums settle between slabs");
+static void NAME(exp_sum_slabs)(const GROUP *G, const fs_tile *t, const EXPK *k, int x, ptrdiff_t first, ptrdiff_t g, REAL *col,
+                                SUMS *sums)
+{
+    PARTIAL partial[PANELS][W];
+    double hi[ROOM] = {0}, lo[ROOM] = {0};
+    for (ptrdiff_t b = 0; b * FS_SLAB < t->c; b++) {
+        fs_tile s = NAME(slab)(t, b);
+        const ptrdiff_t end = b * FS_SLAB + s.c;
+        const int last = end == t->c || end % BLOCK == 0;
+        fs_fetch fetch[FS_FETCHED] = {{.at = s.data[x] + first * (ptrdiff_t)sizeof(REAL) + FS_SLAB * s.apart[x],
+                                       .lines = 4, .line = 4, .pieces = FS_SLAB, .piece = FS_SLAB, .apart = s.apart[x],
+                                       .rounds = end < t->c}};
+        NAME(bring)(&s, x, first, g, col, NULL, IN_STRANDS);
+        s.fetch = fetch;
+        for (ptrdiff_t r = 0; r < g; r += W) {
+            PARTIAL *more = partial[r / W];
+            for (ptrdiff_t i = 0; b * FS_SLAB % BLOCK == 0 && i < W; i++)
+                more[i] = NAME(partial_onset)();
+            PASS p = PASS_OF(.t = &s, .k = k, .c = s.c, .x = col + r * s.c);
+            p.base = V(load)(G->base + r);
+            p.floor = V(load)(G->floor + r);
+            p.top = V(load)(G->top + r);
+            if (last)
+                NAME(merge_panel)(NAME(exp_sum_part)(&p, 0, s.c, more, 1), hi + r, lo + r);
+            else
+                NAME(exp_sum_part)(&p, 0, s.c, more, 0);
+        }
+    }
+    for (ptrdiff_t r = 0; r < g; r += W)
+        sums->of[r / W] = NAME(merged_panel)(hi + r, lo + r);
 }
 
 /* From the sums, the logarithm of sum / maximum's term, by the sum over the others. */
@@ -1211,10 +1441,9 @@ FS_INLINE void NAME(group_log)(GROUP *G, const fs_tile *t, const EXPK *k, int x,
     }
     weak &= ~0ull >> (64 - g) & ~G->special;
     if (weak) {
-        REAL room[COLUMNS_MAX];
         for (ptrdiff_t r = 0; r < g; r++) {
             if (weak >> r & 1) {
-                const REAL *row = NAME(contiguous)(t, x, first + r, room);
+                const REAL *row = NAME(contiguous)(t, x, first + r);
                 G->rest[r] = t->c > 1 ? NAME(rest_of_row)(t, k, row, t->c, G->m[r]) : 0;
                 G->rest_lo[r] = 0;
                 G->others[r] = G->rest[r] * (G->top_term[r] + G->top_lo[r]);

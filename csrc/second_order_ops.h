@@ -17,7 +17,7 @@ FS_INLINE PASS NAME(part)(const PASS *p, ptrdiff_t from)
 }
 
 /* Where an operation without a row of results keeps the terms of a group, if there is room. */
-#define TERMS_ASIDE(wanted) REAL aside[!(wanted) ? 1 : cols ? COLUMNS_ROOM : ROWS_GROUP] __attribute__((aligned(64)))
+#define TERMS_ASIDE(wanted) REAL aside[!(wanted) ? 1 : cols ? COLUMNS_MAX * ROOM : ROWS_GROUP] __attribute__((aligned(64)))
 #define ASIDE(r) (aside + (r)*t->c)
 
 /* The direction at a vector of classes. */

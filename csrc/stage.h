@@ -91,6 +91,10 @@ FS_INLINE void NAME(transpose)(const VEC *v, VEC *u)
     FS_INLINE void NAME(name##_put_head)(char *p, ptrdiff_t stride, ptrdiff_t n, VEC v)                              \
     {                                                                                                                 \
         T raw[W];                                                                                                     \
+        if (sizeof(T) == sizeof(REAL) && stride == sizeof(T)) {                                                       \
+            V(store_head)((REAL *)p, n, v);                                                                           \
+            return;                                                                                                   \
+        }                                                                                                             \
         TO(raw, v);                                                                                                   \
         for (ptrdiff_t j = 0; j < n; j++)                                                                             \
             *(T *)(p + j * stride) = raw[j];                                                                          \
@@ -138,6 +142,9 @@ FS_INLINE void NAME(transpose)(const VEC *v, VEC *u)
             const REAL *y = (const REAL *)(tile + r * step);                                                          \
             ptrdiff_t k = 0;                                                                                          \
             if (sc == sizeof(T) && stream) {                                                                          \
+                /* The lines that are written in part have to be read. */                                             \
+                __builtin_prefetch(p + 8 * s2, 1);                                                                    \
+                __builtin_prefetch(p + 8 * s2 + (c - 1) * sc, 1);                                                     \
                 k = (ptrdiff_t)(-(uintptr_t)p % 64 / sizeof(T));                                                      \
                 k = k < c ? k : c;                                                                                    \
                 for (ptrdiff_t j = 0; j < k; j += W) {                                                                \

@@ -28,15 +28,16 @@ NARROW = [pytest.param(np.dtype(np.float16), id="float16"), pytest.param(BF16, i
 # Sizes that make many tiles of small arrays, with and without stores past the caches.
 SIZES = {
     "as tuned": {},
-    "small, by class": {
-        "by_class": 192,
+    "small": {"tile_bytes": 1 << 12, "flat_bytes": 1 << 9, "run_bytes": 1 << 11, "worth_a_thread": 1},
+    "transposed": {
+        "by_class": 20,
         "tile_bytes": 1 << 12,
         "flat_bytes": 1 << 9,
         "run_bytes": 1 << 11,
         "worth_a_thread": 1,
+        "stream_bytes": 0,
     },
-    "small": {"tile_bytes": 1 << 12, "flat_bytes": 1 << 9, "run_bytes": 1 << 11, "worth_a_thread": 1},
-    "streamed": {"by_class": 40, "tile_bytes": 1 << 14, "flat_bytes": 1 << 11, "worth_a_thread": 1, "stream_bytes": 0},
+    "streamed": {"tile_bytes": 1 << 14, "flat_bytes": 1 << 11, "worth_a_thread": 1, "stream_bytes": 0},
 }
 
 
@@ -137,6 +138,26 @@ def test_unusual_rows_side_by_side(op: Op, dtype: np.dtype) -> None:
             got = compute(op, dtype, [side_by_side(a, offset) for a in ins], params, outs)
             for a, b in zip(got, expected, strict=True):
                 assert_same_bits(a, b, f"{op.name}, {dtype}, {family}, {offset} elements off a line")
+
+
+LONG_ROWS = ((70, 150, "normal"), (70, 300, "dominating+30"), (70, 300, "nan-middle"), (17, 300, "-inf-all"),
+             (67, 8203, "+inf-middle"), (16, 8203, "dominating+200"), (33, 33_001, "sigma100"))  # fmt: skip
+
+
+@pytest.mark.usefixtures("sizes")
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_long_rows_side_by_side(name: str, dtype: np.dtype) -> None:
+    """In strands, whole and, from 8193 classes on, slab by slab; the longest of several blocks."""
+    op = OPS[name]
+    for r, c, family in LONG_ROWS:
+        ins, params = Case(family, r, c, ()).build(op, dtype)
+        expected = compute(op, dtype, ins, params)
+        for offset, padded in ((0, True), (3, False)):
+            outs = [side_by_side(np.full_like(o, 77), offset, padded) for o in expected]
+            got = compute(op, dtype, [side_by_side(a, offset, padded) for a in ins], params, outs)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{name}, {dtype}, {r} x {c}, {family}, {offset} elements off a line")
 
 
 @pytest.mark.usefixtures("sizes")

@@ -41,7 +41,7 @@ def calls(name: str, n: float) -> list[Call]:
     if name == "flat_bytes":
         return [softmax_of((int(n * 1e6) // c, c), -1, "f2") for c in (10, 100, 1000, 8192)]
     if name == "by_class":
-        return [million(n, c) for c in (12, 20, 28, 44)]
+        return [million(n, c) for c in (100, 300, 1000, 5000)]
     if name == "stream_bytes":
         return [million(m, 1000) for m in (0.25, 1, 4, 16, n)]
     return [million(n, c) for c in (100, 1000, 8192)] + [million(n / 2, 1000, "f8")]
@@ -52,7 +52,7 @@ CANDIDATES = {
     "run_bytes": [1 << k for k in range(15, 22)],
     "tile_bytes": [1 << k for k in range(16, 22)],
     "flat_bytes": [1 << k for k in range(13, 19)],
-    "by_class": [8, 16, 24, 32, 48],
+    "by_class": [20, 128, 512, 2048, 1 << 30],
     "stream_bytes": [1 << k for k in range(19, 28, 2)],
 }
 
