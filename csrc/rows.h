@@ -610,7 +610,7 @@ FS_INLINE VEC NAME(row_max)(const fs_tile *t, const REAL *x, ptrdiff_t c)
     return NAME(max_of_blocks)(t, c);
 }
 
-/* A sum on its way, and whether its end has come. */
+/* A sum on its way. */
 typedef struct {
     ACC s0, s1, kept;
 } NAME(partial);
@@ -1388,9 +1388,10 @@ FS_INLINE fs_tile NAME(slab)(const fs_tile *t, ptrdiff_t b)
     return s;
 }
 
-/* The sums of terms of a group in strands, slab by slab, and block by block. */
 _Static_assert(FS_TALL >= BLOCK && BLOCK % FS_SLAB == 0 && FS_SLAB % (4 * W * SETTLE) == 0,
-               "slabs make blocks, blocks make rows that are taken in slabs, and sums settle between slabs");
+               "rows in slabs are rows in blocks, blocks end with slabs, and where slabs do sums settle anyway");
+
+/* The sums of terms of a group in strands, slab by slab and, like those of rows, block by block. */
 static void NAME(exp_sum_slabs)(const GROUP *G, const fs_tile *t, const EXPK *k, int x, ptrdiff_t first, ptrdiff_t g, REAL *col,
                                 SUMS *sums)
 {
