@@ -149,7 +149,7 @@ LONG_ROWS = ((70, 150, "normal"), (70, 300, "dominating+30"), (70, 300, "nan-mid
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_long_rows_side_by_side(name: str, dtype: np.dtype) -> None:
-    """In strands, whole and, from 8193 classes on, slab by slab; of several blocks from there on, and doubles from 4097."""
+    """In strands, whole and, from 8193 classes on, slab by slab; doubles of several blocks from 4097 classes on."""
     op = OPS[name]
     for r, c, family in LONG_ROWS:
         ins, params = Case(family, r, c, ()).build(op, dtype)
