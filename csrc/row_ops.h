@@ -60,7 +60,9 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
     REAL *const operand##_columns =                                                                                   \
         cols && t->room ? (REAL *)(t->room + operand * FS_ROOM * (IN_SLABS(t) ? FS_SLAB : t->c)) : operand##_few
 /* In the memory of an operand that is read no later than this one is written. */
-#define COLUMNS_OF(other, operand) REAL *const operand##_columns = other##_columns
+#define COLUMNS_OF(other, operand)                                                                                    \
+    REAL operand##_few[cols == IN_COLUMNS ? COLUMNS_ROOM : 1] __attribute__((aligned(64)));                           \
+    REAL *const operand##_columns = cols == IN_COLUMNS && !t->room ? operand##_few : other##_columns
 #define BRING(operand, i, g)                                                                                          \
     do {                                                                                                              \
         if (cols)                                                                                                     \

@@ -546,8 +546,9 @@ typedef struct {
 /* Those of the next tile. */
 FS_INLINE void NAME(fetch_lines)(const fs_tile *t)
 {
-    for (int o = 0; t->fetch && o < FS_FETCHED; o++)
-        fs_fetch_line(&t->fetch[o]);
+    if (__builtin_expect(t->fetch != NULL, 0))
+        for (int o = 0; o < FS_FETCHED; o++)
+            fs_fetch_line(&t->fetch[o]);
 }
 
 /* What the pass at r takes of a group's numbers: number r in all lanes, or those of its panel. */
@@ -634,7 +635,7 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, PAR
     ACC s0 = begun.s0, s1 = begun.s1, kept = begun.kept;
     fs_fetch *const fetch = p->t->fetch;
     const int next_tile = cols == IN_STRANDS || fetch;
-    fs_fetch lines = fetch ? *fetch : (fs_fetch){0}; /* in registers */
+    fs_fetch lines = cols != IN_COLUMNS && fetch ? *fetch : (fs_fetch){0}; /* in registers */
     const char *ahead = p->next_x + from * (ptrdiff_t)sizeof(REAL);
     ptrdiff_t i = 0;
 #define FETCH_AHEAD                                                                                                   \
@@ -680,7 +681,7 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, PAR
                     to += p->rows_y_apart;
                 }
                 if (fetch)
-                    fs_fetch_line(&lines);
+                    fs_fetch_line(fetch);
             } else if (j % (64 / (ptrdiff_t)sizeof(REAL)) == 0)
                 FETCH_AHEAD;
             VEC e = NAME(acc_exp)(&s0, k, V(load)(y + j), base, floor, top);
@@ -696,10 +697,10 @@ FS_INLINE ACC NAME(exp_sum_flat)(const PASS *p, ptrdiff_t from, ptrdiff_t c, PAR
                 V(store_head)(z + j, rest, e);
         });
 #undef FETCH_AHEAD
-    if (fetch)
-        *fetch = lines;
     if (cols == IN_COLUMNS)
         return NAME(acc_done)(s0, ONSET);
+    if (fetch)
+        *fetch = lines;
     if (more && !last) {
         *more = (PARTIAL){s0, s1, kept};
         return s0;
