@@ -67,7 +67,7 @@ def test_readme_has_examples_and_the_two_commands() -> None:
     assert len(fenced(ROOT / "README.md", "python")) >= 4
     first, second, *_ = fenced(ROOT / "README.md", "bash")
     assert first == 'python -m pip install ".[demo]" && python -m fastsoftmax demo\n'
-    assert second == 'python -m pip install ".[test]" && python -m pytest\n'
+    assert second == 'python -m pip install ".[test]" && python -m pytest -n 2\n'
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
