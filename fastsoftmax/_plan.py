@@ -12,6 +12,7 @@ is *staged*: loaded block by block into a contiguous tile, computed there, and s
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -205,6 +206,23 @@ def per_row(name: str, value: Any, frame: Frame) -> Array:
 # --- outputs ----------------------------------------------------------------------------------------------------
 
 
+def _overlaps_itself(a: Array) -> bool:
+    """Tell whether any two elements share memory."""
+    if a.flags.forc or not a.size:  # NumPy gives empty arrays zero strides
+        return False
+    reach = a.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(a.strides, a.shape, strict=True) if n > 1):
+        if stride < reach:
+            break
+        reach += stride * (n - 1)
+    else:
+        return False
+    # No slice or transpose of an array comes here, but as_strided's views do, of which few are sound: look at each.
+    steps = (np.arange(n) * s for s, n in zip(a.strides, a.shape, strict=True))
+    places = np.sort(functools.reduce(np.add.outer, steps, np.zeros((), np.intp)), axis=None)
+    return bool((np.diff(places) < a.itemsize).any())
+
+
 class Output:
     """Where one result goes: a new array, the caller's ``out``, or a temporary if ``out`` overlaps an input."""
 
@@ -224,8 +242,8 @@ class Output:
             raise TypeError(f"{name} has dtype {given.dtype}; expected {dtype}{fix}")
         if not given.flags.writeable:
             raise ValueError(f"{name} is read-only; expected a writeable array")
-        if any(s == 0 and n > 1 for s, n in zip(given.strides, given.shape, strict=True)):
-            raise ValueError(f"{name} has elements that share memory (a zero stride); expected an array without")
+        if _overlaps_itself(given):
+            raise ValueError(f"{name} has elements that share memory; expected an array without")
 
     def open(self, inputs: Sequence[Any], others: Sequence[Output]) -> None:
         """Choose the memory that the kernel writes to.  Called once all arguments have been checked."""

@@ -224,9 +224,11 @@ class _Curved(_Loss):
             for index in _plan._blocks(frame.batch_shape, max(1, _plan.TILE_BYTES // (F8.itemsize * width))):
                 part = functools.partial(self._part, index)
                 block = copy.copy(self)
-                block.x, block.mask = part(self.x, True), part(self.mask, True)
-                block.target, block.rows = part(self.target, not self.indexed), part(self.rows)
-                block.ignored = part(self.ignored)
+                block.x, block.mask = part(self.x, True), part(self.mask, True, np.dtype(bool))
+                block.target = (
+                    part(self.target, True) if not self.indexed else part(self.target, False, self.target.dtype)
+                )
+                block.rows, block.ignored = part(self.rows), part(self.ignored, False, np.dtype(bool))
                 block.frame = Frame(block.x.shape, -1)
                 block.natural = block.dtype = block.loss_dtype = F8
                 first, second = block.bend()
@@ -234,14 +236,12 @@ class _Curved(_Loss):
                     _plan._copy(view[index], result.reshape(view[index].shape))
         return tuple(output.close() for output in outs)
 
-    def _part(self, index: Any, operand: Any, whole: bool = False) -> Any:
+    def _part(self, index: Any, operand: Any, whole: bool = False, dtype: np.dtype[Any] = F8) -> Any:
         """Copy a block of an operand of the logits' shape to (rows, classes), or of the batch's to (rows,)."""
         if not isinstance(operand, np.ndarray):
             return operand
         part = (self.frame.rows(operand) if whole else operand.reshape(self.frame.batch_shape))[index]
-        tile = np.empty(
-            part.shape, operand.dtype if operand.dtype == bool or (operand is self.target and self.indexed) else F8
-        )
+        tile = np.empty(part.shape, dtype)
         _plan._copy(tile, part)
         return tile.reshape(-1, self.frame.c) if whole else tile.reshape(-1)
 

@@ -311,6 +311,14 @@ def test_broadcast_directions_and_dtypes(room: Room) -> None:
     assert fs.cross_entropy_hessian(3.0, 0, softcap=2.0).shape == (1, 1)
 
 
+def test_capped_logits_of_any_dtype(room: Room) -> None:
+    for x in (X > 0, (3 * X).astype(np.int8), X.astype(np.float16), X.astype(">f4")):
+        expected = fs.cross_entropy_hvp(x.astype(np.float64), Y, U, softcap=3.0)
+        assert_same_bits(fs.cross_entropy_hvp(x, Y, U, softcap=3.0), expected)
+    labels = np.zeros(3, np.int64)
+    assert (fs.cross_entropy_value_grad_hess(labels, labels, (), softcap=3.0).hess == 0).all()
+
+
 def test_named_tuples() -> None:
     assert fs.cross_entropy_jvp(X, Y, U)._fields == ("value", "tangent")
     assert fs.cross_entropy_value_grad_hess(X, Y)._fields == ("value", "grad", "hess")
