@@ -51,6 +51,7 @@
 #undef FIELD
 #undef FILL
 #undef FILL_DERIVED
+#undef FILL_FORWARD
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS

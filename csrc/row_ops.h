@@ -80,6 +80,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define ELEMENT(operand, i, r, k)                                                                                     \
     (*(cols ? operand##_columns + NAME(in_panels)(t->c, r) + NAME(place)(t->c, k, cols) * W : ROW(operand, (i) + (r)) + (k)))
 #define FILL(operand, i, r, value) NAME(fill)(&ELEMENT(operand, i, r, 0), cols ? W : 1, t->c, value)
+#define IS_INCLUDED(i, r, k) (!t->mask || t->mask[((i) + (r)) * t->mask_step + (k)])
 
 /* For a pass to fetch: the lines of rows from r on. */
 #define LINES(operand, r, g) NAME(lines_of)(t, operand, r, g, cols)
@@ -214,6 +215,17 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
                     FILL(Y_, i, r, G.kind[r] == IS_EMPTY && empty ? (if_empty) : (REAL)NAN);                          \
     } while (0)
 
+/* The same, and `none` for what the mask excludes, also in rows that have become NaN, which `factors` tell. */
+#define FILL_FORWARD(Y_, i, g, none, factors)                                                                         \
+    do {                                                                                                              \
+        FILL_SPECIAL(Y_, i, g, none);                                                                                 \
+        for (ptrdiff_t r = 0; t->mask && r < g; r++)                                                                  \
+            if (__builtin_expect((G.special >> r & 1) || factors[r] != factors[r], 0))                                \
+                for (ptrdiff_t j = 0; j < t->c; j++)                                                                  \
+                    if (!IS_INCLUDED(i, r, j))                                                                        \
+                        ELEMENT(Y_, i, r, j) = (none);                                                                \
+    } while (0)
+
 /* The same of derivatives, which rows then have where the mask excludes no class only. */
 #define FILL_DERIVED(Y_, i, g)                                                                                        \
     do {                                                                                                              \
@@ -308,7 +320,7 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
                 p.flag = rest[r] < 0.5;
                 NAME(emit_scaled_all)(&p, cols);
             }
-            FILL_SPECIAL(Y, i, g, 0);
+            FILL_FORWARD(Y, i, g, 0, hi);
             SEND(Y, i, g);
         }
     }
@@ -377,7 +389,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
                 p.flag = k.scale == 1;
                 NAME(emit_log_all)(&p, cols);
             }
-            FILL_SPECIAL(Y, i, g, -(REAL)INFINITY);
+            FILL_FORWARD(Y, i, g, -(REAL)INFINITY, log);
             SEND(Y, i, g);
         }
     }
@@ -1031,7 +1043,6 @@ FS_INLINE VEC NAME(of_included)(const PASS *p, ptrdiff_t j, ptrdiff_t rest, cons
         }                                                                                                             \
     } while (0)
 #define COUNT_EVEN(i, g, counts) NAME(count_included)(t, i, g, even_columns, counts, cols)
-#define IS_INCLUDED(i, r, k) (!t->mask || t->mask[((i) + (r)) * t->mask_step + (k)])
 #define MASK_OF(i, r) ((const char *)t->mask + ((i) + (r)) * t->mask_step)
 #define INCLUDED_AT(i, r) (cols || !t->mask ? NULL : MASK_OF(i, r))
 #define IF_INCLUDED(v) NAME(of_included)(p, j, rest, whole, v, 0)

@@ -139,7 +139,10 @@ class _Binary(_Call):
             operands = [a.reshape(frame.shape) if isinstance(a, np.ndarray) else a for a in operands]
         x, y, upstream, given = operands
         vector = isinstance(self.u, np.ndarray)
-        rows = self.rows * self.w if isinstance(self.w, float) else self.rows
+        rows = self.rows
+        if isinstance(self.w, float) and self.w != 1:
+            with np.errstate(all="ignore"):  # in float64: in the factors' dtype the product would be rounded to it
+                rows = self.w * (rows if isinstance(rows, float) else rows.astype(F8))
         ins = [x, y, self.w if isinstance(self.w, np.ndarray) else 1.0, self.u if vector else 1.0, rows]
         shape = frame.batch_shape if summed else x.shape
         outs = [Output("loss", None, shape, self.loss_dtype, dtype_free=False)]

@@ -279,7 +279,8 @@ def logsumexp(
     )
     value = results[0]
     if b is not None and not return_sign:
-        negative = np.asarray(results[1]) < 0
+        with np.errstate(invalid="ignore"):  # bfloat16's NaNs warn when they are compared
+            negative = np.asarray(results[1]) < 0
         if negative.any():
             if isinstance(value, np.ndarray):
                 value[negative] = np.nan

@@ -34,6 +34,9 @@ EMPTY = {"nan": 0.0, "zero": 1.0}
 # Outputs that are derivatives by the logits, and how many times: the chain rule's factor of staged logits goes in.
 DERIVATIVES = {"dx": 1, "slope": 1, "hess": 2, "hv": 2, "h": 2}
 
+# What an excluded class has, whatever the row holds, if it is no derivative, which is 0.
+EXCLUDED = {"softmax": 0.0, "log_softmax": -np.inf}
+
 # Scales that the kernels take: within, no constant of their argument reduction leaves the range of float32.
 SCALES = (2.0**-64, 2.0**64)
 
@@ -551,8 +554,9 @@ def _execute_staged(
             if order and slope is not None:
                 # An ignored row's gradient is 0 whatever the row, and so its slope, holds.
                 np.multiply(tile, _power(slope, order), out=tile, where=tile != 0)
-            if order and included is not None and kind != ONE:
-                np.putmask(tile, ~(included if kind == ROW else included[..., None, :] & included[..., None]), 0)
+            if (order or op.name in EXCLUDED) and included is not None and kind != ONE and not native:
+                excluded = ~(included if kind == ROW else included[..., None, :] & included[..., None])
+                np.putmask(tile, excluded, EXCLUDED.get(op.name, 0.0))
             part = a[index]
             _copy(part, tile.reshape(part.shape))
 

@@ -184,6 +184,12 @@ def test_promotion(room: Room) -> None:
     assert fs.cross_entropy_value_and_grad(bf, [0, 1]).grad.dtype == ml_dtypes.bfloat16
 
 
+def test_no_warning_from_a_comparison(room: Room, dtype: np.dtype) -> None:
+    x = np.array([[NAN, 1.0], [INF, 0.0], [-INF, -INF]], ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(fs.logsumexp(x, b=np.ones_like(x)).astype(dtype), [NAN, INF, -INF])
+    np.testing.assert_array_equal(fs.logsumexp(x, return_sign=True)[1].astype(dtype), [NAN, 1, 0])
+
+
 # --- out= ------------------------------------------------
 
 
@@ -428,6 +434,18 @@ def test_where_leaves_only_minus_inf(room: Room, dtype: np.dtype) -> None:
     f = forward(row, dtype, where=mask, empty="zero")
     assert (f["softmax"] == 0).all()
     assert (f["log_softmax"] == -INF).all()
+
+
+@pytest.mark.parametrize("c", [5, 40])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_excluded_from_a_row_that_is_nan(room: Room, dtype: np.dtype, c: int, value: float) -> None:
+    x, mask = np.zeros((9, c), dtype), np.arange(c) % 3 > 0
+    x[4, 1 if value != -INF else slice(None)] = value
+    nan = np.where(np.arange(9)[:, None] == 4, mask, False)
+    for excluded, f in ((0.0, fs.softmax), (-INF, fs.log_softmax)):
+        for y in (f(x, where=mask), f(x.T, 0, where=mask[:, None]).T, f(x, where=mask, scale=0.5)):
+            assert (y[:, ~mask] == excluded).all()
+            np.testing.assert_array_equal(np.isnan(y), nan)
 
 
 def test_where_broadcasts(room: Room) -> None:

@@ -262,6 +262,22 @@ def test_binary_of_infinite_weights(room: Room, dtype: np.dtype) -> None:
                 assert np.isinf(grad[[0, 1, 2]]).all(), (options, reduction)
 
 
+def test_binary_factors_keep_their_digits(room: Room, dtype: np.dtype) -> None:
+    x, y = np.ones(4, dtype), np.zeros(4)
+    v = np.float16(1.5) * np.ones(4)
+    for rows in (v.astype(np.float16)[:, None], v.astype(np.float32)):
+        each = fs.binary_cross_entropy(
+            x.reshape(rows.shape),
+            y.reshape(rows.shape),
+            -1 if rows.ndim > 1 else (),
+            weight=0.1,
+            sample_weight=rows.reshape(4),
+            reduction="none",
+        )
+        exact = (LD(0.1) * LD(1.5) * np.log1p(np.exp(LD(1)))) * np.ones(rows.shape, LD)
+        assert_close(each, exact, 4)
+
+
 def test_binary_is_two_classes(room: Room, dtype: np.dtype) -> None:
     z = np.random.default_rng(0).normal(0, 4, 50).astype(dtype)
     y = np.arange(50) % 2
