@@ -49,11 +49,11 @@ def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...
         return None
     if axis is not None and type(axis) is not int and not (type(axis) is tuple and all(type(k) is int for k in axis)):
         return None
+    if any(type(a) is not np.ndarray or a.shape != x.shape for a in arrays[1:]):
+        return None  # the axis is that of what they broadcast to
     perm, _, joined, _, _ = _moved(x.shape, axis)
     rows = []
     for a in arrays:
-        if type(a) is not np.ndarray or a.shape != x.shape:
-            return None
         row = a if perm is None else a.transpose(perm)
         if not row.flags.c_contiguous:
             if a.size > SMALL:

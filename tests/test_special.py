@@ -123,6 +123,8 @@ def test_numbers_promote_as_scipys(number: Any) -> None:
 def test_broadcasting_goes_both_ways() -> None:
     assert_as_scipy("logsumexp", np.zeros((4, 1, 2, 1)), b=np.ones((3, 1, 5)))
     assert_as_scipy("logsumexp", np.zeros((2, 3)), axis=0, b=np.ones((4, 1, 1)))
+    for axis in (1, (0, 1), -2):
+        assert_as_scipy("logsumexp", np.ones(1), axis=axis, b=np.array([[0.5], [1.5]]))
     message = r"a has shape \(2, 3\) and b has shape \(4,\); expected shapes that broadcast"
     with pytest.raises(ValueError, match=message):
         special.logsumexp(np.zeros((2, 3)), b=np.ones(4))
