@@ -1,6 +1,7 @@
 """The softmax family, its derivatives and fused cross-entropy losses on NumPy arrays."""
 
 from . import _derivatives, _divergences, _forward, _linear, _losses, _second_order
+from . import special as special
 from ._backends import BackendUnavailableError, available_backends, use_backend
 from ._config import show_config
 from ._derivatives import *  # noqa: F403

@@ -199,7 +199,10 @@ class _Loss(Reduction):
         self.loss_dtype = F8 if self.natural == F8 else F4
         self.weight = self._read_weight(weight)
         self.rows = 1.0 if sample_weight is None else _plan.per_row("sample_weight", sample_weight, frame)
-        self.ignored = self._check_labels() if self.indexed else None
+        self.ignored = None
+        if self.indexed:
+            self.ignored = self._check_labels()
+            self.target = self.target.astype(np.int64, copy=False)
         if abs(self.ignore) >= 2**53:
             # A parameter travels as a float; -1 is no valid label, either.
             if self.ignored is not None:
@@ -219,10 +222,8 @@ class _Loss(Reduction):
         t = _plan.as_array("target", target)
         integral = t.dtype.kind in "iu" or (t.size == 0 and t.dtype.kind == "f")  # an empty list is float64
         if t.shape == frame.batch_shape and integral:
-            if t.dtype.kind == "u" and t.dtype.itemsize == 8:
-                # What is beyond int64 is out of bounds anyway, and must not wrap to -100.
-                t = np.minimum(t, np.iinfo(np.int64).max, out=np.empty_like(t))
-            return t.astype(np.int64, copy=False), True
+            # What is beyond int64 must not wrap to -100: such labels are converted once they are known to be in bounds.
+            return (t if t.dtype.kind == "u" and t.dtype.itemsize == 8 else t.astype(np.int64, copy=False)), True
         if t.shape == shape and (t.dtype.kind == "f" or _plan.is_bfloat16(t.dtype)):
             return _plan.as_real("target", t), False
         if t.shape not in (frame.batch_shape, shape):

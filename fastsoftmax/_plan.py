@@ -63,10 +63,15 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Tell whether results can be of this dtype."""
+    return (dtype.kind == "f" and dtype.itemsize <= 8) or is_bfloat16(dtype)
+
+
 def as_real(name: str, value: Any) -> Array:
     """Return ``value`` as an ndarray of one of the real dtypes the library reads."""
     a = as_array(name, value)
-    if (a.dtype.kind in "iub") or (a.dtype.kind == "f" and a.dtype.itemsize <= 8) or is_bfloat16(a.dtype):
+    if a.dtype.kind in "iub" or _is_float(a.dtype):
         return a
     raise TypeError(
         f"{name} has dtype {a.dtype}; expected float16, bfloat16, float32 or float64 "
@@ -100,7 +105,7 @@ def chosen_dtype(dtype: Any, natural: np.dtype[Any]) -> np.dtype[Any]:
     except TypeError:
         chosen = dtype  # no dtype at all
     else:
-        if (chosen.kind == "f" and chosen.itemsize <= 8) or is_bfloat16(chosen):
+        if _is_float(chosen):
             return chosen
     raise TypeError(f"dtype is {chosen}; expected float16, bfloat16, float32 or float64")
 
@@ -108,7 +113,7 @@ def chosen_dtype(dtype: Any, natural: np.dtype[Any]) -> np.dtype[Any]:
 def real_number(name: str, value: Any) -> float:
     """Return ``value`` as a finite float."""
     try:
-        number = float(value)
+        number = float("" if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}; expected a real number") from None
     except OverflowError:  # an int with more than 308 digits
@@ -241,7 +246,8 @@ class Output:
         if given.shape != shape:
             raise ValueError(f"{name} has shape {given.shape}; expected {shape}")
         if given.dtype != dtype:
-            fix = f" (pass dtype={given.dtype.name!r} to choose the result's dtype)" if dtype_free else ""
+            choosable = dtype_free and given.dtype.isnative and _is_float(given.dtype)
+            fix = f" (pass dtype={given.dtype.name!r} to choose the result's dtype)" if choosable else ""
             raise TypeError(f"{name} has dtype {given.dtype}; expected {dtype}{fix}")
         if not given.flags.writeable:
             raise ValueError(f"{name} is read-only; expected a writeable array")
@@ -251,9 +257,13 @@ class Output:
     def open(self, inputs: Sequence[Any], others: Sequence[Output]) -> None:
         """Choose the memory that the kernel writes to.  Called once all arguments have been checked."""
         given = self.given
-        if given is None or any(self._clashes(a) for a in inputs) or any(
-            o.given is not None and np.may_share_memory(given, o.given) for o in others
-        ):  # fmt: skip
+        beside = [
+            o for o in others if given is not None and o.given is not None and np.may_share_memory(given, o.given)
+        ]
+        for other in beside:
+            if np.shares_memory(given, other.given):
+                raise ValueError(f"{self.name} shares memory with {other.name}; expected another array")
+        if given is None or beside or any(self._clashes(a) for a in inputs):
             self.aside = True
             self.array = np.empty(self.shape, self.dtype)
         else:

@@ -561,6 +561,12 @@ ERRORS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], type[Exc
     (fs.softmax, (Z,), {"empty": "none"}, ValueError, "empty is 'none'; expected one of 'nan', 'zero'"),
     (fs.softmax, (Z,), {"scale": INF}, ValueError, "scale is inf; expected a finite number"),
     (fs.softmax, (Z,), {"scale": "big"}, TypeError, "scale is 'big'; expected a real number"),
+    (fs.softmax, (Z,), {"scale": "2"}, TypeError, "scale is '2'; expected a real number"),
+    (fs.softmax, (Z,), {"out": np.zeros((3, 4), "f4")}, TypeError,
+     "out has dtype float32; expected float64 (pass dtype='float32' to choose the result's dtype)"),
+    (fs.softmax, (Z,), {"out": np.zeros((3, 4), Z.dtype.newbyteorder())}, TypeError,
+     f"out has dtype {Z.dtype.newbyteorder()}; expected float64"),
+    (fs.softmax, (Z,), {"out": np.zeros((3, 4), int)}, TypeError, "out has dtype int64; expected float64"),
     (fs.softmax_jvp, (Z, np.zeros((3, 5))), {}, ValueError, "t has shape (3, 5); expected (3, 4), the shape of p"),
     (fs.softmax_vjp, (Z, np.zeros((2, 4))), {}, ValueError, "g has shape (2, 4); expected (3, 4), the shape of p"),
     (fs.log_softmax_vjp, (Z, np.ma.zeros((3, 4))), {}, TypeError,
@@ -640,8 +646,12 @@ def test_bad_label_before_any_write(room: Room, dtype: np.dtype) -> None:
 
 def test_huge_labels_do_not_wrap(room: Room) -> None:
     for label in (2**63, 2**64 - 1, 2**64 - 100):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=rf"target\[0\] = {label} is out of bounds for 4 classes"):
             fs.cross_entropy(np.zeros((1, 4)), np.array([label], np.uint64))
+        losses = fs.cross_entropy(
+            np.zeros((2, 4)), np.array([label, 3], np.uint64), ignore_index=label, reduction="none"
+        )
+        assert losses[0] == 0 < losses[1]
     for label in (2**32, 2**31, -(2**32), 256):
         with pytest.raises(IndexError):
             fs.cross_entropy(np.zeros((1, 4)), np.array([label]))

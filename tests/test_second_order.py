@@ -272,6 +272,8 @@ def test_errors_before_anything_is_written(room: Room) -> None:
          lambda: fs.cross_entropy_value_grad_hess(X, Y, order="K", grad_out=out)),
         (ValueError, r"hess_out has shape \(6, 8\); expected \(6, 9\)",
          lambda: fs.cross_entropy_value_grad_hess(X, Y, grad_out=out, hess_out=np.zeros((6, 8)))),
+        (ValueError, "hess_out shares memory with grad_out; expected another array",
+         lambda: fs.cross_entropy_value_grad_hess(X, Y, grad_out=out, hess_out=out[::-1])),
         (IndexError, r"target\[0\] = 9 is out of bounds for 9 classes",
          lambda: fs.cross_entropy_hvp(X, np.full(R, 9), U, out=out)),
         (ValueError, r"v has shape \(5, 9\); expected \(6, 9\), the shape of logits",
