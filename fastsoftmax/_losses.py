@@ -132,6 +132,7 @@ class Reduction:
     frame: Frame
     reduction: str
     empty: float
+    dtype: np.dtype[Any]
     loss_dtype: np.dtype[Any]
 
     def upstream(self, grad_output: Any, divisor: float) -> Any:
@@ -141,7 +142,9 @@ class Reduction:
         elif self.reduction == "none":
             upstream = _plan.per_row("grad_output", grad_output, self.frame)
             if upstream.size and not any(upstream.strides):
-                upstream = float(upstream.flat[0])  # one number, which needs no conversion in the plan
+                # One number, rounded as the plan rounds an array of them: a row's bits do not depend on the others.
+                with np.errstate(all="ignore"):
+                    upstream = float(upstream.flat[0].astype(self.dtype))
         else:
             a = _plan.as_real("grad_output", grad_output)
             if a.size != 1:

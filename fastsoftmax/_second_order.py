@@ -164,9 +164,9 @@ class _Curved(_Loss):
         """Return each row's factor times its upstream gradient."""
         if isinstance(self.rows, float) and isinstance(upstream, float):
             return self.rows * upstream
-        rows, upstream = (a if isinstance(a, float) else a.astype(F8) for a in (self.rows, upstream))
         with np.errstate(all="ignore"):
-            return np.asarray(rows * upstream, self.dtype)
+            rows, upstream = (a if isinstance(a, float) else a.astype(self.dtype) for a in (self.rows, upstream))
+            return np.asarray(np.multiply(rows, upstream, dtype=F8), self.dtype)
 
     def mass(self) -> Any:
         """Return what each row's targets, weighted and smoothed, sum to; a float if it is the same for all rows."""
@@ -183,7 +183,7 @@ class _Curved(_Loss):
             if w is not None:
                 even = np.add.reduce(np.broadcast_to(w.reshape(frame.class_shape), mask.shape), axes, where=mask)
         mass = (1 - self.smoothing) * hot + share * even
-        return mass if isinstance(mass, float) else np.asarray(mass, self.dtype).reshape(frame.batch_shape)
+        return mass if type(mass) is float else np.asarray(mass, self.dtype).reshape(frame.batch_shape)
 
     def _hot_mass(self, w: Array | None) -> Any:
         """Return what each row's targets sum to before they are smoothed."""

@@ -182,3 +182,24 @@ def test_int_labels_of_any_width(room: Room) -> None:
     expected = fs.cross_entropy(x, y, reduction="none")
     for narrow in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">i4"):
         assert_same_bits(fs.cross_entropy(x, y.astype(narrow), reduction="none"), expected, narrow)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_factors_of_a_row_alone(room: Room, dtype: np.dtype, masked: bool) -> None:
+    """What is one number for a row alone, and an array for a batch, is rounded alike."""
+    rng = np.random.default_rng(0)
+    x, y, g, v = rng.normal(size=(30, 9)).astype(dtype), rng.integers(0, 9, 30), *rng.normal(size=(2, 30))
+    mask = rng.random((30, 9)) < 0.7 if masked else np.full((30, 9), True)
+    t = np.exp(x)
+    for f in (
+        lambda i, **o: fs.cross_entropy_value_and_grad(x[i], y[i], label_smoothing=0.1, **o).grad,
+        lambda i, **o: fs.cross_entropy_value_grad_hess(x[i], y[i], label_smoothing=0.1, **o).hess,
+        lambda i, **o: fs.cross_entropy_hvp(x[i], y[i], t[i], label_smoothing=0.1, **o),
+        lambda i, **o: fs.kl_divergence_value_and_grad(x[i], t[i], **o).grad,
+    ):
+        whole = f(slice(None), where=mask, sample_weight=v, grad_output=g, reduction="none")
+        for i in range(30):
+            assert_same_bits(f(i, where=mask[i], sample_weight=v[i], grad_output=g[i], reduction="none"), whole[i])
+        whole = f(slice(None), where=mask, grad_output=g, reduction="none")
+        for i in range(30):
+            assert_same_bits(f(i, where=mask[i], grad_output=g[i], reduction="none"), whole[i])
