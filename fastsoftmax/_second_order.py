@@ -115,7 +115,7 @@ class _Curved(_Loss):
             loss, grad, hess = block.run("_hess", new, g=part(upstream), excess=excess)
             return loss, _product(grad, first), _product(hess, first**2) + _product(grad, (1 + excess) * second)
 
-        return self.in_blocks(compute, outs, [], self.frame.c)
+        return self.in_blocks(compute, outs, [upstream], self.frame.c)
 
     def product(self, u: Array, out: Output, upstream: Any) -> Any:
         """Compute the Hessian times a direction."""
@@ -127,7 +127,7 @@ class _Curved(_Loss):
             hv = block.second("hvp", block.like_logits("hv", None), g, d=direction * first)
             return (_product(hv, first) + _product(block.gradient(g), second * direction),)
 
-        return self.in_blocks(compute, [out], [u], self.frame.c)[0]
+        return self.in_blocks(compute, [out], [u, upstream], self.frame.c)[0]
 
     def matrix(self, out: Output, upstream: Any) -> Any:
         """Compute the Hessian of each row."""
@@ -141,7 +141,7 @@ class _Curved(_Loss):
             h[:, np.arange(c), np.arange(c)] += _product(block.gradient(g), second)
             return (h,)
 
-        return self.in_blocks(compute, [out], [], self.frame.c**2)[0]
+        return self.in_blocks(compute, [out], [upstream], self.frame.c**2)[0]
 
     def gradient(self, upstream: Any) -> Array:
         """Compute the gradient."""
@@ -210,7 +210,7 @@ class _Curved(_Loss):
         return self.softcap is not None and self.frame.r > 0 and self.frame.c > 0
 
     def in_blocks(
-        self, compute: Callable[..., tuple[Any, ...]], outs: Sequence[Output], inputs: Sequence[Array], width: int
+        self, compute: Callable[..., tuple[Any, ...]], outs: Sequence[Output], inputs: Sequence[Any], width: int
     ) -> tuple[Any, ...]:
         """Compute block by block, of about TILE_BYTES each.
 
@@ -218,7 +218,7 @@ class _Curved(_Loss):
         """
         frame = self.frame
         for k, output in enumerate(outs):
-            output.open([self.x, self.target, *inputs], outs[:k])
+            output.open([self.x, self.target, self.weight, self.rows, self.mask, *inputs], outs[:k])
         views = [frame.rows(o.array) if o.shape == self.x.shape else o.array for o in outs]
         with np.errstate(all="ignore"):
             for index in _plan._blocks(frame.batch_shape, max(1, _plan.TILE_BYTES // (F8.itemsize * width))):

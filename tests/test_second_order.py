@@ -155,7 +155,7 @@ def test_in_place(room: Room, target: Array, name: str) -> None:
         assert (result.grad if out == "grad_out" else result.hess) is x
         assert_same_bits(result.grad, expected.grad)
         assert_same_bits(result.hess, expected.hess)
-    # One array for the gradient, the targets' for the diagonal; and both in one, of which the last one stays.
+    # One array for the gradient, the targets' for the diagonal.
     if target is SOFT:
         x, t = X.copy(), SOFT.copy()
         result = fs.cross_entropy_value_grad_hess(x, t, **options, grad_out=x, hess_out=t)
@@ -171,6 +171,20 @@ def test_in_place(room: Room, target: Array, name: str) -> None:
     x = overlapping[: R * C].reshape(R, C)
     out = overlapping[C:].reshape(R, C)
     assert_same_bits(fs.cross_entropy_hvp(x, target, U, **options, out=out), expected_hv)
+
+
+@pytest.mark.parametrize("factor", ["weight", "sample_weight", "grad_output", "where"])
+def test_softcap_over_a_factor(factor: str) -> None:
+    """Of several blocks the first must not be written over what the others need."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 17)), rng.integers(17, size=300)
+    out = np.zeros((300, 17, 17))
+    given = out.reshape(-1)[: {"weight": 17, "where": 17 * 300 // 8 + 1}.get(factor, 300)]
+    given = given.view(bool)[: x.size].reshape(x.shape) if factor == "where" else given
+    given[...] = rng.random(given.shape) > 0.3
+    options: dict[str, Any] = {"softcap": 2.0, "reduction": "none", "label_smoothing": 0.1, factor: given}
+    expected = fs.cross_entropy_hessian(x, y, **options)
+    assert_same_bits(fs.cross_entropy_hessian(x, y, **options, out=out), expected)
 
 
 def test_softcap_in_blocks_of_any_axis(room: Room, dtype: np.dtype) -> None:
