@@ -102,7 +102,9 @@
 #undef PASS
 #undef PASS_OF
 #undef PLACES
+#undef PLAIN_MARGIN
 #undef PLAIN_ONSET
+#undef PLAIN_SAMPLE
 #undef Q
 #undef RAISED
 #undef ROOM

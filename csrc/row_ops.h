@@ -159,6 +159,15 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
             j -= from;                                                                                                \
         });                                                                                                           \
     } while (0)
+/* In an expression of x and other: of a row in blocks, what comes is fetched, since it may have left the cache again, and the
+ * more is computed the less the processor runs ahead (log_softmax_vjp of 131072 doubles 1.82 memcpys, 1.57 so). */
+#define FETCH_AGAIN                                                                                                   \
+    do {                                                                                                              \
+        if (!cols && whole && p->c > BLOCK) {                                                                         \
+            __builtin_prefetch((const char *)(p->x + j) + 2 * AHEAD);                                                 \
+            __builtin_prefetch((const char *)(p->other + j) + 2 * AHEAD);                                             \
+        }                                                                                                             \
+    } while (0)
 #define AT(pointer, fill) (whole ? V(load)((pointer) + j) : V(load_head)((pointer) + j, rest, V(set1)((REAL)(fill))))
 #define TERM_HERE (whole ? TERM : TERM_REST)
 /* At a vector of classes: as it stands in memory, or one class in all lanes. */
@@ -608,16 +617,24 @@ FS_INLINE double NAME(largest)(const REAL *x, ptrdiff_t c)
     return most;
 }
 
+/* Times the largest |t| that is expected, where a sum of p t begins; and where one of p does. */
 #define PLAIN_ONSET 4.0
+/* Elements of a row, and times the largest |t| among them, that no |t| of the row is expected to exceed. */
+#define PLAIN_SAMPLE (8 * W)
+#define PLAIN_MARGIN 16
 
-/* sum p and sum p t of a row, lane by lane.  Those of doubles begin at PLAIN_ONSET, and at that times the largest |t|, which
- * dwarfs what is added: so what an addition loses is known exactly, as in Fast2Sum, and with it what the product lost.  What
- * is next_x and next_t bytes on is fetched. */
-FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, double most, ptrdiff_t next_x, ptrdiff_t next_t,
-                                   ACC *total, ACC *dot)
+/* sum p and sum p t of a row, lane by lane.  Those of doubles begin at an onset that dwarfs what is added: so what an addition
+ * loses is known exactly, as in Fast2Sum, and with it what the product lost.  Returns the largest |t| of doubles: if it is more
+ * than was `expected`, the sum is not exact.
+ *
+ * One of two lines is fetched, shortly before it is needed: the processor brings the other, and its own fetching ahead goes on.
+ * Reading both operands of 65536 doubles took 0.63 memcpys so; 0.79 without; 0.77 and 0.88 fetching 4 KB ahead, all lines or
+ * one of two. */
+FS_INLINE double NAME(plain_dot_within)(const REAL *x, const REAL *t, ptrdiff_t c, double expected, ACC *total, ACC *dot)
 {
-    const double far = FS_FLOAT ? 0 : PLAIN_ONSET * most, near = FS_FLOAT ? 0 : PLAIN_ONSET;
+    const double far = FS_FLOAT ? 0 : PLAIN_ONSET * expected, near = FS_FLOAT ? 0 : PLAIN_ONSET;
     ACC a0 = {d_set1(near), d_set1(0)}, b0 = {d_set1(far), d_set1(0)}, a1 = a0, b1 = b0;
+    vd m = d_set1(0);
 #if FS_FLOAT
 #define ADD(a_, b_, x0, x1, t0, t1)                                                                                   \
     do {                                                                                                              \
@@ -634,6 +651,7 @@ FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, do
 #define ADD_REST(a_, b_, v, w)                                                                                        \
     do {                                                                                                              \
         const vd x_ = v, t_ = w, u_ = d_add(a_.a, x_), v_ = d_fma(x_, t_, b_.a);                                      \
+        m = d_max(d_abs(t_), m);                                                                                      \
         a_.b = d_add(a_.b, d_sub(x_, d_sub(u_, a_.a)));                                                               \
         b_.b = d_add(b_.b, d_fma(x_, t_, d_sub(b_.a, v_)));                                                           \
         a_.a = u_;                                                                                                    \
@@ -643,9 +661,9 @@ FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, do
 #endif
     ptrdiff_t j = 0;
     for (; j + 2 * W <= c; j += 2 * W) {
-        for (ptrdiff_t o = 0; o < 2 * W * (ptrdiff_t)sizeof(REAL); o += 64) {
-            __builtin_prefetch((const char *)(x + j) + next_x + o, 0, 2);
-            __builtin_prefetch((const char *)(t + j) + next_t + o, 0, 2);
+        for (ptrdiff_t o = 0; o < 2 * W * (ptrdiff_t)sizeof(REAL); o += 128) {
+            __builtin_prefetch((const char *)(x + j) + AHEAD + o, 0, 2);
+            __builtin_prefetch((const char *)(t + j) + AHEAD + o, 0, 2);
         }
         ADD_AT(a0, b0, j);
         ADD_AT(a1, b1, j + W);
@@ -662,6 +680,22 @@ FS_INLINE void NAME(plain_sums_of)(const REAL *x, const REAL *t, ptrdiff_t c, do
     *dot = NAME(acc_done)(b0, far);
     NAME(acc_merge)(total, NAME(acc_done)(a1, near));
     NAME(acc_merge)(dot, NAME(acc_done)(b1, far));
+    double lane[d_W], most = 0;
+    d_store(lane, m);
+    for (int k = 0; !FS_FLOAT && k < d_W; k++)
+        most = lane[k] > most ? lane[k] : most;
+    return most;
+}
+
+/* The same, exact; the largest |t| is read off on the way, since a pass of its own would wait for memory alone. */
+FS_INLINE double NAME(plain_dot)(const REAL *x, const REAL *t, ptrdiff_t c, ACC *total, ACC *dot)
+{
+    const double expected =
+        FS_FLOAT ? 0 : PLAIN_MARGIN * NAME(largest)(t, c < PLAIN_SAMPLE ? c : PLAIN_SAMPLE);
+    const double most = NAME(plain_dot_within)(x, t, c, expected, total, dot);
+    if (most > expected)
+        NAME(plain_dot_within)(x, t, c, most, total, dot);
+    return most;
 }
 
 /* scale p (t - centre) of a row without zeros and infinities to mind; see emit_centred. */
@@ -669,27 +703,56 @@ FS_INLINE void NAME(emit_plain)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
 {
     const VEC hi = p->hi, lo = p->lo, s = p->v;
     EMIT(from, ({
+             FETCH_AGAIN;
              const VEC q = V(mul)(AT(p->x, 0), s), x = AT(p->other, 0), h = V(sub)(x, hi), back = V(sub)(h, x);
              const VEC rest_ = V(sub)(V(sub)(x, V(sub)(h, back)), V(add)(hi, back));
              NAME(mul2)(q, h, V(sub)(rest_, lo));
          }));
 }
 
-/* Rows of scale p (t - centre), centre = <p, t> / sum p, where that needs no care; bit r of what is returned: row r does, and
- * is not written.
+DEFINE_EMIT(emit_plain)
+
+/* Write a row of scale p (t - centre), if that needs no care: centre + rest = <p, t> / s, s = sum p; most is the largest |t|;
+ * in each lane of `part` is something less than <p, |t - centre|>.
  *
  * Taking t relative to the most probable class costs two passes to find it (softmax_vjp of 128 rows of 1000 floats 33 us
  * instead of 22).  A centre of t as it is, in two parts, is wrong by some 2^-48 (doubles: 2^-90) of itself and of the terms'
  * size <p, |t - centre|>.
  * That is nothing, unless the size is tiny against the centre, as it is where one class dominates or all t are nearly the
- * same.  Each lane's part of the sum of p (t - centre) is less than the size: if any is large enough, so is that.  Rows
- * that are not finite, or not of a softmax, need care too.
+ * same.  Rows that are not finite, or not of a softmax, need care too. */
+FS_INLINE int NAME(emit_if_plain)(const fs_tile *t, int P, int T, int Y, ptrdiff_t row, double scale, double s, double centre,
+                                  double rest, double most, vd part)
+{
+    const REAL widest = (REAL)fmax(2, 2 * fabs(scale)); /* nothing must overflow */
+    const REAL high = (REAL)centre, low = (REAL)(centre - high + rest);
+    const vd tiny = d_set1(0x1p-16 * fabs(centre) + 0x1p-24 * most);
+    if (!d_bits(d_lt(tiny, part)) || !(fabs(1 - s) <= UNIT_SUM_BAND) || !(fabs(widest * high) < INFINITY))
+        return 0;
+    PASS pass = PASS_OF(.t = t, .c = t->c, .x = ROW(P, row), .other = ROW(T, row), .y = ROW(Y, row),
+                        .stream = t->stream >> Y & 1);
+    pass.v = V(set1)((REAL)scale);
+    pass.hi = V(set1)(high);
+    pass.lo = V(set1)(low);
+    NAME(emit_plain_all)(&pass, 0);
+    return 1;
+}
+
+/* d / s, in two parts. */
+FS_INLINE double NAME(plain_centre)(double s, double s_lo, double d, double d_lo, double *rest)
+{
+    const double centre = d / s;
+    *rest = (fma(-centre, s, d) - centre * s_lo + d_lo) / s;
+    return centre;
+}
+
+/* Plain rows of a group are written; bit r of what is returned: row r needs care, and is not.
+ *
+ * Each lane's part of the sum of p (t - centre) is less than the size: if any is large enough, so is that.
  *
  * Few rows at a time, so that they and their result stay in the first-level cache, and their sums make one vector. */
 FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdiff_t i, ptrdiff_t g, double scale)
 {
     enum { MOST = d_W / 2 };
-    const REAL widest = (REAL)fmax(2, 2 * fabs(scale)); /* nothing must overflow */
     ptrdiff_t step = ROWS_GROUP / 2 / t->c;
     step = step < 1 ? 1 : step > MOST ? MOST : step;
     uint64_t careful = 0;
@@ -699,9 +762,7 @@ FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdi
         double most[MOST], hi[d_W], lo[d_W];
         for (ptrdiff_t r = 0; r < n; r++) {
             const ptrdiff_t row = i + from + r;
-            most[r] = FS_FLOAT ? 0 : NAME(largest)(ROW(T, row), t->c);
-            NAME(plain_sums_of)(ROW(P, row), ROW(T, row), t->c, most[r], step * t->step[P], step * t->step[T], &of[2 * r],
-                                &of[2 * r + 1]);
+            most[r] = NAME(plain_dot)(ROW(P, row), ROW(T, row), t->c, &of[2 * r], &of[2 * r + 1]);
         }
         for (ptrdiff_t r = 2 * n; r < d_W; r++)
             of[r] = of[0];
@@ -710,30 +771,51 @@ FS_INLINE uint64_t NAME(plain_rows)(const fs_tile *t, int P, int T, int Y, ptrdi
         d_store(lo, sums.b);
         for (ptrdiff_t r = 0; r < n; r++) {
             const ACC a = of[2 * r], b = of[2 * r + 1];
-            const double s = hi[2 * r], s_lo = lo[2 * r], d = hi[2 * r + 1], d_lo = lo[2 * r + 1];
-            const double centre = d / s, rest = (fma(-centre, s, d) - centre * s_lo + d_lo) / s;
-            const REAL high = (REAL)centre, low = (REAL)(centre - high + rest);
+            double rest;
+            const double centre = NAME(plain_centre)(hi[2 * r], lo[2 * r], hi[2 * r + 1], lo[2 * r + 1], &rest);
             const vd v = d_set1(centre);
 #if FS_FLOAT
             const vd part = d_max(d_abs(d_fnma(v, a.a, b.a)), d_abs(d_fnma(v, a.b, b.b)));
 #else
             const vd part = d_abs(d_fnma(v, d_add(a.a, a.b), d_add(b.a, b.b)));
 #endif
-            const vd tiny = d_set1(0x1p-16 * fabs(centre) + 0x1p-24 * most[r]);
-            const ptrdiff_t row = i + from + r;
-            if (d_bits(d_lt(tiny, part)) && fabs(1 - s) <= UNIT_SUM_BAND && fabs(widest * high) < INFINITY) {
-                PASS pass = PASS_OF(.t = t, .c = t->c, .x = ROW(P, row), .other = ROW(T, row), .y = ROW(Y, row),
-                                    .stream = t->stream >> Y & 1);
-                pass.v = V(set1)((REAL)scale);
-                pass.hi = V(set1)(high);
-                pass.lo = V(set1)(low);
-                NAME(emit_plain)(&pass, 0, t->c, 0);
-            } else {
+            if (!NAME(emit_if_plain)(t, P, T, Y, i + from + r, scale, hi[2 * r], centre, rest, most[r], part))
                 careful |= 1ull << (from + r);
-            }
         }
     }
     return careful;
+}
+
+/* The plain sums of a block, and its largest |t|. */
+static void NAME(plain_block)(void *context, ptrdiff_t b)
+{
+    const PASS *p = context;
+    const REAL *x = p->x + b * BLOCK, *t = p->other + b * BLOCK;
+    const ptrdiff_t c = NAME(block_length)(p, b);
+    double *out = p->t->scratch + 4 * b, *most = p->t->scratch + 4 * NAME(blocks)(p->c) + b;
+    ACC total, dot;
+    *most = NAME(plain_dot)(x, t, c, &total, &dot);
+    NAME(sum_one)(total, out, out + 1);
+    NAME(sum_one)(dot, out + 2, out + 3);
+}
+
+/* The same for one row in blocks.  The parts of sum p (t - centre) are those of the blocks, and their absolute values together
+ * are less than the size. */
+static uint64_t NAME(plain_blocks)(const fs_tile *t, int P, int T, int Y, ptrdiff_t row, double scale)
+{
+    const ptrdiff_t blocks = NAME(blocks)(t->c);
+    const double *of = t->scratch, *largest = of + 4 * blocks;
+    double s, s_lo, d, d_lo, rest, part = 0, most = 0;
+    PASS pass = PASS_OF(.t = t, .c = t->c, .x = ROW(P, row), .other = ROW(T, row));
+    t->for_blocks(t, blocks, NAME(plain_block), &pass);
+    NAME(sum_one)(NAME(merge_blocks)(t, t->c, 0), &s, &s_lo);
+    NAME(sum_one)(NAME(merge_blocks)(t, t->c, 2), &d, &d_lo);
+    const double centre = NAME(plain_centre)(s, s_lo, d, d_lo, &rest);
+    for (ptrdiff_t b = 0; b < blocks; b++, of += 4) {
+        part += fabs(of[2] - centre * of[0]);
+        most = fmax(most, largest[b]);
+    }
+    return !NAME(emit_if_plain)(t, P, T, Y, row, scale, s, centre, rest, most, d_set1(part));
 }
 
 /* The centres of rows, in two parts, with t taken relative to its value at the most probable class.  logs: P holds
@@ -777,7 +859,7 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
 {
     enum { P, T, Y };
     const double scale = t->params[0];
-    const int plain = FS_FUSED && !cols && !logs && t->c <= BLOCK;
+    const int plain = FS_FUSED && !cols && !logs;
     COLUMNS(P);
     COLUMNS(T);
     COLUMNS(Y);
@@ -785,7 +867,9 @@ FS_INLINE void NAME(centred_rows)(const fs_tile *t, const int cols, const int lo
         REAL hi[ROOM], lo[ROOM];
         BRING(P, i, g);
         BRING(T, i, g);
-        const uint64_t careful = plain ? NAME(plain_rows)(t, P, T, Y, i, g, scale) : ~0ull;
+        const uint64_t careful = !plain          ? ~0ull
+                                 : t->c <= BLOCK ? NAME(plain_rows)(t, P, T, Y, i, g, scale)
+                                                 : NAME(plain_blocks)(t, P, T, Y, i, scale);
         if (!careful)
             continue;
         NAME(careful_centres)(t, P, T, Y, i, g, OF(P, i, 0), OF(T, i, 0), hi, lo, cols, logs);
@@ -834,6 +918,7 @@ FS_INLINE void NAME(emit_log_vjp)(const PASS *p, ptrdiff_t from, ptrdiff_t c, co
     const VEC zero = V(set1)(0), hi = p->hi, lo = p->lo, s = p->v;
     const VEC dead = V(set1)(-(REAL)INFINITY);
     EMIT(from, ({
+             FETCH_AGAIN;
              VEC x = AT(p->x, 0), q = NAME(prob)(p->k, x);
              VEC d = V(fnma)(q, lo, V(fnma)(q, hi, AT(p->other, 0)));
              V(select)(V(eq)(x, dead), zero, V(mul)(d, s));
