@@ -45,6 +45,7 @@
 #undef EXPK
 #undef FAR
 #undef FETCH
+#undef FETCH_AGAIN
 #undef FETCH_AHEAD
 #undef FETCH_MAX
 #undef FETCH_ROWS

@@ -200,6 +200,8 @@ OPTIONS: dict[str, Callable[[Op], bool]] = {
     "positive": lambda op: "positive" in op.params,
     "p-coarse": lambda op: op.ins[0][0] in ("p", "logp"),
     "p-half": lambda op: op.ins[0][0] in ("p", "logp"),
+    "t-offset": lambda op: op.ins[:2] == (("p", ROW), ("t", ROW)),
+    "t-late": lambda op: op.ins[:2] == (("p", ROW), ("t", ROW)),
 }
 
 
@@ -262,6 +264,9 @@ class Case:
             wide = wide * (1 + rng.uniform(-(2.0**-9), 2.0**-9, x.shape))
         if "p-half" in self.options:  # no softmax at all
             wide = wide / 2
+        if "t-late" in self.options:
+            wide = wide / 2
+            wide[:, self.classes // 2] += 0.5
         return wide.astype(x.dtype)
 
     def _operand(
@@ -293,6 +298,12 @@ class Case:
         if name == "b":
             return rng.choice([0, 1, -0.3, 2.5], (r, c), p=[0.1, 0.5, 0.1, 0.3]).astype(dtype)
         t = rng.normal(size=(r, c)).astype(dtype)
+        if "t-offset" in self.options:  # all nearly the same
+            t += dtype.type(1e4)
+        if (
+            "t-late" in self.options
+        ):  # but the first, whose size thus says nothing of a product that outweighs the others
+            t[:, 64:] += dtype.type(1e4)
         # What cannot occur must not count, whatever its tangent.
         impossible = first == (0 if op.ins[0][0] == "p" else -INF)
         t[impossible] = np.resize([INF, NAN, -INF], int(impossible.sum()))
@@ -326,6 +337,7 @@ def _cases() -> list[Case]:
         cases += [Case(name, *shape, (*second[1:], "ignored")) for shape in both]
     # Long enough for a row to be worked on in blocks, and to be split over threads.
     cases += [Case(name, 1, 20_003) for name in ("sigma100", "shift+1e+04", "dominating+30", "nan-middle", "-inf-all")]
+    cases += [Case("normal", *shape, (t,)) for t in ("t-offset", "t-late") for shape in ((2, 1021), (1, 20_003))]
     cases += [Case("steps", 1, 70_003)]
     cases += [Case(name, 1, 200_003) for name in ("normal", "increasing")]
     return list(dict.fromkeys(cases))
