@@ -59,7 +59,8 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
     REAL operand##_few[cols == IN_COLUMNS ? COLUMNS_ROOM : 1] __attribute__((aligned(64)));                           \
     REAL *const operand##_columns =                                                                                   \
         cols && t->room ? (REAL *)(t->room + operand * FS_ROOM * (IN_SLABS(t) ? FS_SLAB : t->c)) : operand##_few
-/* In the memory of an operand that is read no later than this one is written. */
+/* In the memory of an operand that is read no later than this one is written; but of few classes with constant addresses of its
+ * own (softmax of 30 million rows of 2 floats 49.2 ms, 48.5 so). */
 #define COLUMNS_OF(other, operand)                                                                                    \
     REAL operand##_few[cols == IN_COLUMNS ? COLUMNS_ROOM : 1] __attribute__((aligned(64)));                           \
     REAL *const operand##_columns = cols == IN_COLUMNS && !t->room ? operand##_few : other##_columns

@@ -102,8 +102,8 @@ FS_INLINE int NAME(in_columns)(ptrdiff_t c, int vectors)
 
 /* --- exp ------------------------------------------------------------------------------------------------------ */
 
-/* exp(s x) = 2^n exp(s (x - n L)), n = rint(x s log2 e), L = ln 2 / s in two parts.  The reduction is exact but for the
- * rounding of the reduced argument, whatever the scale s > 0 is.  With |s x| <= FAR it is applied to x itself; a row whose
+/* exp(s x) = 2^n exp(s (x - n L)), n = rint(x s log2 e), L = ln 2 / s in two parts.  The reduction is exact, but for the
+ * rounding of a double's reduced argument, whatever the scale s > 0 is.  With |s x| <= FAR it is applied to x itself; a row whose
  * maximum is larger is shifted by it first, which is exact then (Sterbenz).  So no difference is ever rounded. */
 typedef struct {
     double scale;

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import isolated
 import numpy as np
 import pytest
 from checks import assert_same_bits
@@ -24,6 +25,11 @@ scipy_special = pytest.importorskip("scipy.special", reason='SciPy is in the ext
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "run_scipy_tests.py"
 INF, NAN = np.inf, np.nan
+
+
+def test_it_is_there_once_the_package_is_imported() -> None:
+    done = isolated.run([sys.executable, "-c", "import fastsoftmax as fs; print(fs.special.__name__)"])
+    assert done.stdout == "fastsoftmax.special\n", done.stderr
 
 
 @pytest.mark.parametrize("name", special.__all__)
