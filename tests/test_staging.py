@@ -81,7 +81,8 @@ def side_by_side(a: Any, offset: int = 0, padded: bool = True) -> Any:
     """Copy rows so that they lie side by side, from ``offset`` elements past a cache line: each class, if padded."""
     if not isinstance(a, np.ndarray) or a.ndim != 2:
         return a
-    n = -(-a.shape[0] // 64) * 64 if padded else a.shape[0]
+    line = 64 // a.itemsize
+    n = -(-a.shape[0] // line) * line if padded else a.shape[0]
     buffer = np.zeros(a.shape[1] * n * a.itemsize + 128, np.uint8)
     start = -buffer.ctypes.data % 64 + offset * a.itemsize
     view = buffer[start : start + a.shape[1] * n * a.itemsize].view(a.dtype).reshape(a.shape[1], n)[:, : a.shape[0]].T
