@@ -335,7 +335,7 @@ def exactly(
         return exact, sizes(op, operands, options, exact, dtype)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def prepared(name: str, dtype: np.dtype, case: Case) -> tuple[Any, ...]:
     """Return operands, parameters, exact results and sizes of one case; kept while all rooms run it."""
     op = OPS[name]
