@@ -42,8 +42,19 @@ def _moved(shape: tuple[int, ...], axis: Any) -> tuple[Any, ...]:
     return *there, *joined, frame.kept_shape()
 
 
-def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...], outs: int) -> list[Any] | None:
-    """Compute plain arrays without the plan, with their classes moved last; None if they are not plain."""
+def _along(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...]) -> list[Any] | None:
+    """Compute plain arrays, with their classes along one axis, where they are; None if they are not plain.
+
+    As many results as arrays.
+    """
+    return _backends.current().quick(op, arrays, (None,) * len(arrays), params, axis) if type(axis) is int else None
+
+
+def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...]) -> list[Any] | None:
+    """Compute plain arrays without the plan, with their classes moved last; None if they are not plain.
+
+    As many results as arrays.
+    """
     x = arrays[0]
     if type(x) is not np.ndarray or not x.size or not x.ndim:
         return None
@@ -60,16 +71,15 @@ def _quick(op: str, arrays: tuple[Any, ...], axis: Any, params: tuple[float, ...
                 return None
             row = row.copy()
         rows.append(row if joined is None else row.reshape(joined))
-    return _backends.current().quick(op, tuple(rows), (None,) * outs, params)
+    return _backends.current().quick(op, tuple(rows), (None,) * len(rows), params)
 
 
 def _rowwise(op: Any, x: Any, axis: Any) -> Any:
     """Compute a function from logits to as many numbers."""
-    if type(axis) is int:
-        done = _backends.current().quick(op.__name__, (x,), (None,), (1.0, 0.0), axis)
-        if done is not None:
-            return done[0]
-    done = _quick(op.__name__, (x,), axis, (1.0, 0.0), 1)
+    done = _along(op.__name__, (x,), axis, (1.0, 0.0))
+    if done is not None:
+        return done[0]
+    done = _quick(op.__name__, (x,), axis, (1.0, 0.0))
     if done is not None:
         _, back, _, apart, _ = _moved(x.shape, axis)
         y = done[0] if apart is None else done[0].reshape(apart)
@@ -205,7 +215,8 @@ def logsumexp(a, axis=None, b=None, keepdims=False, return_sign=False):
     -1.0
     """
     arrays = (a,) if b is None else (a, b)
-    done = _quick("logsumexp" if b is None else "logsumexp_weighted", arrays, axis, (1.0,), len(arrays))
+    op = "logsumexp" if b is None else "logsumexp_weighted"
+    done = _along(op, arrays, axis, (1.0,)) or _quick(op, arrays, axis, (1.0,))
     if done is not None:
         if keepdims:
             kept = _moved(a.shape, axis)[-1]
