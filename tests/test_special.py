@@ -37,6 +37,17 @@ def test_signatures_are_equal(name: str) -> None:
     assert inspect.signature(getattr(special, name)) == inspect.signature(getattr(scipy_special, name))
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "f2"])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_rows_of_one_class_have_the_bits_of_few(op: str, dtype: str) -> None:
+    """Many of them do not come from a kernel."""
+    few = np.array([[0.0], [-1.0], [6e4], [INF], [-INF], [NAN], [-NAN], [6e-8]], dtype)
+    many = np.tile(few, (special.MANY_ROWS // 8 + 1, 1))
+    expected = np.tile(getattr(fs, op)(few), (special.MANY_ROWS // 8 + 1, 1))
+    for a, axis in ((many, 1), (many.T, 0), (many.T, -2), (many[:, None], 1)):
+        assert_same_bits(getattr(special, op)(a, axis).reshape(expected.shape), expected)
+
+
 def test_scipys_own_tests_pass() -> None:
     result = subprocess.run([sys.executable, str(TOOL)], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
