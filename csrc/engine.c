@@ -739,7 +739,9 @@ int fs_run(const fs_call *given, int threads)
          * What is not stored from where it is computed had better be much of each class. */
         const ptrdiff_t most = at_most(SIDE_BY_SIDE, at_least(128 / call.itemsize, fs_tuned.tile_bytes / row_bytes));
         job.tile = at_least(most, fs_tuned.tile_bytes / (stages ? 1 : call.c <= FEW_CLASSES ? 2 : 8) / row_bytes);
-        job.tile = call.c > FS_TALL ? SIDE_BY_SIDE : at_least(1, job.tile / SOME_SIDE_BY_SIDE) * SOME_SIDE_BY_SIDE;
+        /* Softmax of 100000 rows of 100 floats took 3.7 ms in tiles of 80, whose last 16 are a group, 3.4 in tiles of 64. */
+        const ptrdiff_t some = job.tile < SIDE_BY_SIDE ? SOME_SIDE_BY_SIDE : SIDE_BY_SIDE;
+        job.tile = call.c > FS_TALL ? SIDE_BY_SIDE : at_least(1, job.tile / some) * some;
         job.run = job.segments ? at_least(1, 4 * job.tile / call.n2) * call.n2 : 4 * job.tile;
         job.run = even_run(rows, job.run, threads, 64 / call.itemsize);
         job.tile = at_most(job.tile, job.run);
