@@ -56,6 +56,15 @@ FS_INLINE void fs_fetch_line(fs_fetch *f)
     }
 }
 
+/* Fetch a line that will be written, as this core's own.  __builtin_prefetch(p, 1) is a read where the target is not said to have
+ * this instruction (which others ignore).  Threads whose rows lie side by side take such lines from each other, since the
+ * processor fetches beyond a thread's own: softmax of 1000 floats side by side by 100 took 69 us, 58 so. */
+#if defined(__x86_64__)
+#define FS_FETCH_TO_WRITE(p) __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)(p)))
+#else
+#define FS_FETCH_TO_WRITE(p) __builtin_prefetch((p), 1)
+#endif
+
 /* What a kernel sees: n rows of c elements per operand, in the order of the table's inputs and outputs.  The elements of a row
  * are contiguous, or, where a kernel works in columns, those of neighbouring rows are. */
 struct fs_tile {

@@ -1037,6 +1037,8 @@ FS_INLINE void NAME(send_classes)(const fs_tile *t, int operand, char *row, cons
             }
             if (cols == IN_STRANDS && c >= FS_SLAB)
                 __builtin_prefetch((char *)(y + r) + CLASSES_AHEAD * apart, 1);
+            else if (cols == IN_STRANDS)
+                FS_FETCH_TO_WRITE((char *)(y + r) + CLASSES_AHEAD * apart);
             V(store)(y + r, V(load)(at));
         }
         if (left)
