@@ -51,11 +51,14 @@
 #undef FETCH_ROWS
 #undef FIELD
 #undef FILL
+#undef FILLED_QUADS
 #undef FILL_DERIVED
 #undef FILL_FORWARD
 #undef FILL_SPECIAL
 #undef FORWARD_PASS
 #undef FOR_GROUPS
+#undef FOR_PAIRS
+#undef FOR_PANELS
 #undef FOR_PASSES
 #undef FOR_SLABS
 #undef GAPS
@@ -66,6 +69,7 @@
 #undef IF_INCLUDED
 #undef INCLUDED_AT
 #undef IN_COLUMNS
+#undef IN_PANELS
 #undef IN_SLABS
 #undef IN_STRANDS
 #undef IS_EMPTY
@@ -93,12 +97,16 @@
 #undef MOMENT
 #undef NEVER
 #undef NO_LINES
+#undef NUMBERS
 #undef OF
 #undef OF_LINES
 #undef ONE
 #undef ONE_CLASS
 #undef ONSET
+#undef PAIR
+#undef PAIR_OF
 #undef PANELS
+#undef PANEL_LINES
 #undef PARTIAL
 #undef PASS
 #undef PASS_OF
@@ -129,6 +137,7 @@
 #undef TERM_HERE
 #undef TERM_REST
 #undef TO
+#undef TOP_TERM
 #undef VEC
 #undef W
 #undef WEIGHTED

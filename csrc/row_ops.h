@@ -283,6 +283,19 @@ FS_INLINE void NAME(give)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
     }
 }
 
+/* Rows in columns, if nothing but the operation itself is wanted: done, panel by panel (panel_ops.h). */
+#if FS_FUSED
+static void NAME(softmax_panels)(const fs_tile *);
+static void NAME(log_softmax_panels)(const fs_tile *);
+static void NAME(logsumexp_panels)(const fs_tile *);
+static int NAME(index_panels)(const fs_tile *, int what); /* whether the options are such */
+#define IN_PANELS(...)                                                                                                \
+    if (cols == IN_COLUMNS && (__VA_ARGS__))                                                                          \
+    return
+#else
+#define IN_PANELS(...) (void)0
+#endif
+
 /* --- forward -------------------------------------------------------------------------------------------------------- */
 
 /* flag: one class may have more than half; it gets `q`, 1 minus the others: next to 1 ULPs are finest, and none is above. */
@@ -302,6 +315,7 @@ DEFINE_EMIT(emit_scaled)
 FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
 {
     enum { X, Y };
+    IN_PANELS(NAME(softmax_panels)(t), 1);
     const EXPK k = NAME(exp_constants)(t->params[0]);
     const int empty = t->params[1] != 0;
     const int keep = t->c <= (t->data[Y] == t->data[X] ? BLOCK : SAVE_LIMIT); /* blocks may need x again (to_block) */
@@ -371,6 +385,7 @@ DEFINE_EMIT(emit_log)
 FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
 {
     enum { X, Y };
+    IN_PANELS(NAME(log_softmax_panels)(t), 1);
     const EXPK k = NAME(exp_constants)(t->params[0]);
     const REAL scale = (REAL)k.scale, scale_lo = (REAL)(k.scale - scale);
     const int empty = t->params[1] != 0, keep = 0;
@@ -422,6 +437,7 @@ static void NAME(give_lse)(const fs_tile *t, int S, ptrdiff_t i, ptrdiff_t g, co
 FS_INLINE void NAME(logsumexp_rows)(const fs_tile *t, const int cols)
 {
     enum { X, S };
+    IN_PANELS(NAME(logsumexp_panels)(t), 1);
     const EXPK k = NAME(exp_constants)(t->params[0]);
     const int keep = 0;
     COLUMNS(X);
@@ -1216,16 +1232,17 @@ FS_INLINE void NAME(ones)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
 }
 
 /* The class of the first largest element of a group's rows of operand X, which stand in `col`, or of their first NaN, or -1 if
- * all are -inf, into the operand TOP.  G holds the rows' maxima; s is NaN for a row that holds one. */
-static void NAME(give_top)(const fs_tile *t, int X, int TOP, ptrdiff_t i, ptrdiff_t g, const GROUP *G, const double *s,
-                           const REAL *col, const int cols)
+ * all are -inf, into the operand TOP.  m holds the rows' maxima, `special` the rows where they are not finite; s is NaN for a
+ * row that holds one. */
+static void NAME(give_top)(const fs_tile *t, int X, int TOP, ptrdiff_t i, ptrdiff_t g, const REAL *most, uint64_t special,
+                           const REAL *s, const REAL *col, const int cols)
 {
     const VEC one = V(set1)(1);
     const ptrdiff_t apart = cols ? W : 1;
     REAL at[ROOM];
     for (ptrdiff_t o = 0; cols && o < g; o += W) {
         const REAL *panel = col + o * t->c;
-        VEC m = V(load)(G->m + o), first = V(set1)(0), class = V(set1)((REAL)(t->c - 1));
+        VEC m = V(load)(most + o), first = V(set1)(0), class = V(set1)((REAL)(t->c - 1));
         for (ptrdiff_t j = (t->c - 1) * W; j >= 0; j -= W, class = V(sub)(class, one))
             first = V(select)(V(eq)(V(load)(panel + j), m), class, first);
         V(store)(at + o, first);
@@ -1233,18 +1250,18 @@ static void NAME(give_top)(const fs_tile *t, int X, int TOP, ptrdiff_t i, ptrdif
     for (ptrdiff_t r = 0; r < g; r++) {
         const REAL *x = cols ? col + NAME(in_panels)(t->c, r) : ROW(X, i + r);
         ptrdiff_t top = 0;
-        if (__builtin_expect(G->special >> r & 1 || s[r] != s[r], 0)) {
-            REAL most = *x;
-            for (ptrdiff_t j = 0; j < t->c && most == most; j++) {
+        if (__builtin_expect(special >> r & 1 || s[r] != s[r], 0)) {
+            REAL largest = *x;
+            for (ptrdiff_t j = 0; j < t->c && largest == largest; j++) {
                 REAL here = x[j * apart];
-                if (here > most || here != here) {
-                    most = here;
+                if (here > largest || here != here) {
+                    largest = here;
                     top = j;
                 }
             }
-            top = most == -(REAL)INFINITY ? -1 : top;
+            top = largest == -(REAL)INFINITY ? -1 : top;
         } else {
-            top = cols ? (ptrdiff_t)at[r] : NAME(find)(x, t->c, G->m[r]);
+            top = cols ? (ptrdiff_t)at[r] : NAME(find)(x, t->c, most[r]);
         }
         *(int64_t *)(t->data[TOP] + (i + r) * t->step[TOP]) = top;
     }
@@ -1256,8 +1273,12 @@ FS_INLINE void NAME(give_extras)(const fs_tile *t, int LSE, ptrdiff_t i, ptrdiff
 {
     if (t->data[LSE])
         NAME(give_lse)(t, LSE, i, g, G, scale);
-    if (t->data[LSE + 1])
-        NAME(give_top)(t, 0, LSE + 1, i, g, G, G->s, col, cols);
+    if (t->data[LSE + 1]) {
+        REAL s[ROOM];
+        for (ptrdiff_t r = 0; r < g; r++)
+            s[r] = (REAL)G->log[r];
+        NAME(give_top)(t, 0, LSE + 1, i, g, G->m, G->special, s, col, cols);
+    }
 }
 
 /* The labels of a group's rows, 0 for those to ignore, whose bits are returned. */
@@ -1286,6 +1307,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
     enum { X, LABELS, U, G_GRAD = 4, LOSS = 4, LOSS_GRAD = 5, DX = 6, SLOPE = 6, HESS = 7, EXCESS = 6, LSE = 5, LSE_GRAD = 7 };
     const int gradient = what == FS_GRAD || what == FS_HESS, hess = what == FS_HESS, slope = what == FS_SLOPE;
     const int WEIGHT = slope ? 3 : 2, V_ = WEIGHT + 1;
+    IN_PANELS(!slope && NAME(index_panels)(t, what));
     const double *o = t->params;
     const double scale = o[NAME(SCALE)], one_hot = o[NAME(KEEP)], spread = o[NAME(SPREAD)], zloss = o[NAME(ZLOSS)];
     const EXPK k = NAME(exp_constants)(scale);
@@ -1657,7 +1679,10 @@ FS_INLINE void NAME(probs_rows)(const fs_tile *t, const int cols, const int what
             if (t->data[AIM]) {
                 GROUP targets;
                 NAME(group_max)(&targets, t, T, i, g, OF(T, i, 0), cols, 0, 0);
-                NAME(give_top)(t, T, AIM, i, g, &targets, sum_q, OF(T, i, 0), cols);
+                REAL mass[ROOM];
+                for (ptrdiff_t r = 0; r < g; r++)
+                    mass[r] = (REAL)sum_q[r];
+                NAME(give_top)(t, T, AIM, i, g, targets.m, targets.special, mass, OF(T, i, 0), cols);
             }
         }
         NAME(widen)(&G, G.m, m);
@@ -1760,6 +1785,8 @@ FS_INLINE void NAME(total_rows)(const fs_tile *t, const int cols)
 }
 
 #include "divergence_ops.h"
+
+#include "panel_ops.h"
 
 /* --- kernels ------------------------------------------------------------------------------------------------------------- */
 

@@ -159,8 +159,8 @@ static EXPK NAME(exp_constants)(double scale)
     return k;
 }
 
-/* exp(s d) 2^-n for the n of d; for doubles also what its last rounding lost. */
-FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, VEC n, VEC *lost)
+/* exp(s d) 2^-n for the n of d, or of d + low, if that is given; for doubles also what its last rounding lost. */
+FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC *lost)
 {
     const VEC one = V(set1)(1);
     VEC head = V(fnma)(n, k->hi, d);
@@ -168,12 +168,14 @@ FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, VEC n, VEC *lost)
     /* 1 + r + r^2 q, where r = head s + tail is not rounded: head is exact.  With head - n lo rounded, and s, five to twenty times
      * as many results of softmax were more than 2 ULP off. */
     (void)lost;
-    VEC tail = V(fma)(head, k->s_lo, V(mul)(n, k->tail)), r = V(fma)(head, k->s, tail), r2 = V(mul)(r, r);
+    VEC tail = V(fma)(head, k->s_lo, V(mul)(n, k->tail));
+    tail = low ? V(fma)(*low, k->s, tail) : tail;
+    VEC r = V(fma)(head, k->s, tail), r2 = V(mul)(r, r);
     VEC q = V(fma)(r2, V(set1)(EXP_F32_C6), V(fma)(r, V(set1)(EXP_F32_C5), V(set1)(EXP_F32_C4)));
     q = V(fma)(r2, q, V(fma)(r, V(set1)(EXP_F32_C3), V(set1)(EXP_F32_C2)));
     return V(add)(V(fma)(head, k->s, V(fma)(r2, q, tail)), one);
 #else
-    VEC u = V(fnma)(n, k->lo, head), r = V(mul)(u, k->s), r2 = V(mul)(r, r);
+    VEC u = low ? V(add)(head, V(fnma)(n, k->lo, *low)) : V(fnma)(n, k->lo, head), r = V(mul)(u, k->s), r2 = V(mul)(r, r);
     /* 1 + r is rounded exactly in two parts, and everything is added to the smaller one. */
 #if FS_FUSED
     VEC rest = d_fma(r2, d_exp_quotient(r, r2), d_fma(u, k->s, -r));
@@ -194,7 +196,7 @@ FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, VEC n, VEC *lost)
 FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
 {
     *n = V(rint_of_product)(d, k->rate);
-    return NAME(exp_reduced)(k, d, *n, lost);
+    return NAME(exp_reduced)(k, d, NULL, *n, lost);
 }
 
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
@@ -207,7 +209,7 @@ FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor,
     VEC low, d = V(sub)(x, base), zero = V(sub)(V(set1)(V(ZERO_POWER)), top);
     MASK alive = V(not_less)(d, floor);
     d = V(bounded)(d, floor);
-    VEC n = V(fma)(d, k->rate, zero), e = NAME(exp_reduced)(k, d, V(sub)(n, zero), &low);
+    VEC n = V(fma)(d, k->rate, zero), e = NAME(exp_reduced)(k, d, NULL, V(sub)(n, zero), &low);
     if (lost)
         *lost = V(power_if)(alive, low, n);
     return V(power_if)(alive, e, n);
@@ -932,6 +934,9 @@ FS_INLINE NAME(lines) NAME(lines_to)(const fs_tile *t, int operand, ptrdiff_t r,
 }
 
 #define Q (16 / (ptrdiff_t)sizeof(REAL)) /* elements of a quad: 128 bits */
+/* Rows one short of a quad, without gaps: all but every Q-th may be moved as whole quads, since the element too many is the
+ * next row's, which is moved later (softmax of 80 million floats in rows of 3 1.71 memcpys, @@@ so). */
+#define FILLED_QUADS(c, step) ((c) == Q - 1 && (step) == (c) * (ptrdiff_t)sizeof(REAL) ? Q - 1 : 0)
 
 /* Classes that are read ahead of where the next tile's are not fetched. */
 enum { NAME(CLASSES_AHEAD) = 16 };
@@ -968,7 +973,7 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
                            const int cols)
 {
     const ptrdiff_t step = t->step[operand], c = t->c;
-    const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL);
+    const int pairs = c == 2 && step == 2 * (ptrdiff_t)sizeof(REAL), filled = FILLED_QUADS(c, step);
     const char *row = t->data[operand] + i * step;
     VEC v[Q];
     if (NAME(by_class)(t, operand)) {
@@ -1005,7 +1010,8 @@ FS_INLINE void NAME(bring)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t
         }
         if (c < Q) {
             for (int a = 0; a < Q; a++)
-                v[a] = V(load_quads_head)((const REAL *)(row + a * step), Q * step, c);
+                v[a] = a < filled ? V(load_quads)((const REAL *)(row + a * step), Q * step)
+                                  : V(load_quads_head)((const REAL *)(row + a * step), Q * step, c);
             V(transpose_quads)(v);
             for (int a = 0; a < Q - 1 && a < c; a++)
                 V(store)(col + a * W, v[a]);
@@ -1051,7 +1057,7 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
                           const double *numbers, uint64_t besides, const int cols)
 {
     const ptrdiff_t step = t->step[operand], c = t->c, size = sizeof(REAL);
-    const int pairs = c == 2 && step == 2 * size;
+    const int pairs = c == 2 && step == 2 * size, filled = FILLED_QUADS(c, step);
     char *const rows = t->data[operand] + i * step;
     char *row = rows;
     VEC v[Q];
@@ -1096,7 +1102,10 @@ FS_INLINE void NAME(send)(const fs_tile *t, int operand, ptrdiff_t i, ptrdiff_t 
                 v[a] = V(load)(col + (a < c ? a : 0) * W);
             V(transpose_quads)(v);
             for (int a = 0; a < Q; a++)
-                V(store_quads_head)((REAL *)(row + a * step), Q * step, c, v[a]);
+                if (a < filled)
+                    V(store_quads)((REAL *)(row + a * step), Q * step, v[a]);
+                else
+                    V(store_quads_head)((REAL *)(row + a * step), Q * step, c, v[a]);
         }
     }
     if (label) /* in rows: what was just written to a column cannot be read as a vector for a while */
@@ -1153,6 +1162,14 @@ static ptrdiff_t NAME(included)(const fs_tile *t, ptrdiff_t r)
 /* Where row r of a group begins in its columns; its classes follow W elements apart. */
 FS_INLINE ptrdiff_t NAME(in_panels)(ptrdiff_t c, ptrdiff_t r) { return r / W * W * c + r % W; }
 
+/* What row r of an operand is, which stands at x. */
+static unsigned char NAME(kind_of)(const fs_tile *t, int operand, ptrdiff_t r, const REAL *x, ptrdiff_t apart)
+{
+    const unsigned char kind = NAME(classify)(x, apart, t->c);
+    const int poisoned = operand == 0 && t->bare && t->poison && kind == IS_EMPTY && NAME(included)(t, r);
+    return poisoned ? IS_NAN : kind;
+}
+
 /* Maxima of a group of rows of operand `x`, which stands, or, if `bring`, is brought, into `col` if in columns.  known: they are
  * those of its blocks. */
 FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t first, ptrdiff_t g, REAL *col, const int cols,
@@ -1196,11 +1213,10 @@ FS_INLINE void NAME(group_max)(GROUP *G, const fs_tile *t, int x, ptrdiff_t firs
     if (__builtin_expect(G->special != 0, 0))
         for (ptrdiff_t r = 0; r < g; r++)
             if (G->special >> r & 1) {
+                const REAL *in_memory = NAME(row)(t, x, first + r);
                 G->kind[r] = cols == IN_COLUMNS
-                                 ? NAME(classify)(col + NAME(in_panels)(t->c, r), W, t->c)
-                                 : NAME(classify)(NAME(row)(t, x, first + r), t->apart[x] / (ptrdiff_t)sizeof(REAL), t->c);
-                if (x == 0 && t->bare && t->poison && G->kind[r] == IS_EMPTY && NAME(included)(t, first + r))
-                    G->kind[r] = IS_NAN;
+                                 ? NAME(kind_of)(t, x, first + r, col + NAME(in_panels)(t->c, r), W)
+                                 : NAME(kind_of)(t, x, first + r, in_memory, t->apart[x] / (ptrdiff_t)sizeof(REAL));
             }
 }
 

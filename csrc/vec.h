@@ -4,7 +4,8 @@
  *   set1 add sub mul div abs          lane by lane
  *   rint_of_product                   a b, rounded to an integer, if |a b| < 2^20
  *   fma fnma                          a b + c and c - a b; rounded once if FS_FUSED
- *   max                               the larger one; b if either is NaN, so that max(x, NaN) keeps the NaN
+ *   max min                           the larger one, the smaller one; b if either is NaN, so that max(x, NaN) keeps the NaN
+ *                                     (min if FS_FUSED)
  *   scale2                            a 2^n for integral n down to -1100; subnormal results are rounded once
  *   bounded scale2_if                 max(low, a), if scale2 needs bounded exponents; scale2, or 0 where the mask is not
  *   power_if                          a 2^k, exactly, or 0 where the mask is not; k is what the last bits of n, a sum with
@@ -25,7 +26,7 @@
  *   TREE                              reduce W vectors to one whose lane r is the reduction of vector r, by
  *                                     STEP(k, a, b, out), which combines lo<k>(a, b) with hi<k>(a, b)
  *
- *   reciprocal                        (d_ only) 1 / a to 2^-50, for a normal a and result
+ *   reciprocal                        1 / a to 2^-50 (f_: to 2^-21, if FS_FUSED), for a normal a and result
  *   load_quads store_quads            a vector whose lane l of 128 bits is at p + l step bytes; ..._head: the first n
  *                                     elements of each quad only
  *   transpose_quads                   element b of the quads of vector a for element a of those of vector b, as many

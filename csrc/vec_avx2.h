@@ -36,6 +36,7 @@ FS_INLINE __m256i d_head(ptrdiff_t n)
     FS_INLINE V P##fma(V a, V b, V c) { return _mm256_fmadd_##S(a, b, c); }                                          \
     FS_INLINE V P##fnma(V a, V b, V c) { return _mm256_fnmadd_##S(a, b, c); }                                        \
     FS_INLINE V P##max(V a, V b) { return _mm256_max_##S(a, b); }                                                    \
+    FS_INLINE V P##min(V a, V b) { return _mm256_min_##S(a, b); }                                                    \
     FS_INLINE V P##bounded(V a, V low) { return _mm256_max_##S(low, a); }                                            \
     FS_INLINE V P##not_less(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_NLT_UQ); }                                  \
     FS_INLINE V P##lt(V a, V b) { return _mm256_cmp_##S(a, b, _CMP_LT_OQ); }                                         \
@@ -139,6 +140,11 @@ FS_INLINE vd d_exponent(vd a)
     return _mm256_sub_pd(_mm256_or_pd(_mm256_castsi256_pd(e), magic), _mm256_set1_pd(0x1p52 + 1023));
 }
 
+FS_INLINE vf f_reciprocal(vf a)
+{
+    const vf y = _mm256_rcp_ps(a);
+    return _mm256_fmadd_ps(y, _mm256_fnmadd_ps(a, y, _mm256_set1_ps(1)), y);
+}
 FS_INLINE vd d_reciprocal(vd a) { return _mm256_div_pd(_mm256_set1_pd(1), a); }
 
 #include "vec_x86_quads.h"

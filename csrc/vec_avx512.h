@@ -25,6 +25,7 @@ typedef __mmask8 md;
     FS_INLINE V P##fma(V a, V b, V c) { return _mm512_fmadd_##S(a, b, c); }                                          \
     FS_INLINE V P##fnma(V a, V b, V c) { return _mm512_fnmadd_##S(a, b, c); }                                        \
     FS_INLINE V P##max(V a, V b) { return _mm512_max_##S(a, b); }                                                    \
+    FS_INLINE V P##min(V a, V b) { return _mm512_min_##S(a, b); }                                                    \
     FS_INLINE V P##scale2(V a, V n) { return _mm512_scalef_##S(a, n); }                                              \
     FS_INLINE V P##scale2_if(M m, V a, V n) { return _mm512_maskz_scalef_##S(m, a, n); }                             \
     FS_INLINE V P##bounded(V a, V low) { return (void)low, a; }                                                      \
@@ -112,6 +113,12 @@ FS_INLINE vd d_hi2(vd a, vd b) { return _mm512_unpackhi_pd(a, b); }
 /* Exponent of |a|. */
 FS_INLINE vf f_exponent(vf a) { return _mm512_getexp_ps(a); }
 FS_INLINE vd d_exponent(vd a) { return _mm512_getexp_pd(a); }
+
+FS_INLINE vf f_reciprocal(vf a)
+{
+    const vf y = _mm512_rcp14_ps(a);
+    return _mm512_fmadd_ps(y, _mm512_fnmadd_ps(a, y, _mm512_set1_ps(1)), y);
+}
 
 /* Two steps of Newton's: a division of 8 doubles keeps the divider busy for 16 cycles. */
 FS_INLINE vd d_reciprocal(vd a)
