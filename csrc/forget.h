@@ -49,6 +49,7 @@
 #undef FETCH_AHEAD
 #undef FETCH_MAX
 #undef FETCH_ROWS
+#undef FEW
 #undef FIELD
 #undef FILL
 #undef FILLED_QUADS
@@ -82,6 +83,7 @@
 #undef LANES
 #undef LATER
 #undef LEAST_EXCESS
+#undef LEAST_OTHERS
 #undef LIFT
 #undef LIFTED
 #undef LIFT_DROP

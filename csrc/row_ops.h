@@ -290,7 +290,7 @@ static void NAME(log_softmax_panels)(const fs_tile *);
 static void NAME(logsumexp_panels)(const fs_tile *);
 static int NAME(index_panels)(const fs_tile *, int what); /* whether the options are such */
 #define IN_PANELS(...)                                                                                                \
-    if (cols == IN_COLUMNS && (__VA_ARGS__))                                                                          \
+    if (cols == IN_COLUMNS && t->c <= FEW && (__VA_ARGS__))                                                           \
     return
 #else
 #define IN_PANELS(...) (void)0
