@@ -20,6 +20,7 @@
 #undef BRING_EVEN
 #undef BRING_TERMS
 #undef CENTRE
+#undef CLASSES
 #undef CLASSES_AHEAD
 #undef CLASS_AT
 #undef COLUMNS

@@ -9,6 +9,11 @@
 
 #define TOP_TERM ((REAL)((int64_t)1 << BOOST)) /* of a row's maximum */
 
+/* As numbers, to compare labels with: a load costs less than counting. */
+static const REAL NAME(classes)[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23};
+#define CLASSES NAME(classes)
+_Static_assert(sizeof CLASSES / sizeof(REAL) >= FEW, "one for each of few classes");
+
 /* x - m, for m >= x, in two parts; *alive: its exponential is not 0. */
 FS_INLINE VEC NAME(panel_gap)(const EXPK *k, VEC x, VEC m, MASK *alive, VEC *low)
 {
@@ -153,44 +158,64 @@ FS_INLINE void NAME(fetch_panel)(NAME(panel_lines) *l)
 }
 
 /* The sum of the terms of c classes but the largest, of which those as large as that count all but one.  The terms are stored in
- * `save`; x and the term at `label` are found. */
+ * `save`. */
 FS_INLINE void NAME(panel_others)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const REAL *x, ptrdiff_t c, REAL *save,
-                                  const REAL *label, NAME(panel_lines) lines)
+                                  NAME(panel_lines) lines)
 {
-    const VEC zero = V(set1)(0), one = V(set1)(1), m = V(load)(p->m + o), at = V(load)(label + o);
-    VEC hi = zero, lo = zero, ties = V(set1)(-1), class = zero, x_at = zero, e_at = zero;
+    const VEC zero = V(set1)(0), one = V(set1)(1), m = V(load)(p->m + o);
+    VEC hi = zero, lo = zero, ties = V(set1)(-1);
     for (ptrdiff_t j = 0; j < c; j++) {
         NAME(fetch_panel)(&lines);
         VEC lost, v = V(load)(x + j * W), e = NAME(panel_term)(k, v, m, &lost);
-        const MASK top = V(eq)(v, m), here = V(eq)(at, class);
+        const MASK top = V(eq)(v, m);
         ties = V(add)(ties, V(select)(top, one, zero));
         NAME(add_exactly)(&hi, &lo, V(select)(top, zero, e));
         if (!FS_FLOAT)
             lo = V(add)(lo, lost); /* of the largest it is 0 */
         V(store)(save + j * W, e);
-        x_at = V(select)(here, v, x_at);
-        e_at = V(select)(here, e, e_at);
-        class = V(add)(class, one);
     }
     NAME(add_exactly)(&hi, &lo, V(mul)(ties, V(set1)(TOP_TERM)));
     V(store)(p->others + o, hi);
     V(store)(p->others_lo + o, lo);
+}
+
+/* x and the terms at the labels. */
+FS_INLINE void NAME(at_labels)(NUMBERS *p, ptrdiff_t o, const REAL *x, const REAL *terms, ptrdiff_t c, const REAL *label)
+{
+    const VEC at = V(load)(label);
+    VEC x_at = V(load)(x), e_at = V(load)(terms);
+    for (ptrdiff_t j = 1; j < c; j++) {
+        const MASK here = V(eq)(at, V(set1)(CLASSES[j]));
+        x_at = V(select)(here, V(load)(x + j * W), x_at);
+        e_at = V(select)(here, V(load)(terms + j * W), e_at);
+    }
     V(store)(p->x_at + o, x_at);
     V(store)(p->e_at + o, e_at);
+}
+
+/* The terms of two classes, of which only one has to be computed; it is the sum of the others. */
+FS_INLINE void NAME(panel_of_two)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const REAL *x, REAL *save, NAME(panel_lines) lines)
+{
+    const VEC a = V(load)(x), b = V(load)(x + W), m = V(load)(p->m + o), top = V(set1)(TOP_TERM);
+    VEC lost, e = NAME(panel_term)(k, V(min)(a, b), m, &lost);
+    V(store)(save, V(select)(V(eq)(a, m), top, e));
+    V(store)(save + W, V(select)(V(eq)(b, m), top, e));
+    V(store)(p->others + o, e);
+    V(store)(p->others_lo + o, FS_FLOAT ? V(set1)(0) : lost);
+    NAME(fetch_panel)(&lines);
+    NAME(fetch_panel)(&lines);
 }
 
 /* The maximum of c classes, and the others to `rest`, in any order: one term less where their places do not matter. */
 FS_INLINE VEC NAME(panel_rest)(const REAL *x, ptrdiff_t c, REAL *rest, const REAL *label, REAL *to)
 {
-    VEC m = V(load)(x), class = V(set1)(1), x_at = m;
+    VEC m = V(load)(x), x_at = m;
     for (ptrdiff_t j = 1; j < c; j++) {
         const VEC v = V(load)(x + j * W), low = V(min)(v, m);
         m = V(max)(m, v);
         V(store)(rest + (j - 1) * W, low);
-        if (label) {
-            x_at = V(select)(V(eq)(V(load)(label), class), v, x_at);
-            class = V(add)(class, V(set1)(1));
-        }
+        if (label)
+            x_at = V(select)(V(eq)(V(load)(label), V(set1)(CLASSES[j])), v, x_at);
     }
     if (label)
         V(store)(to, x_at);
@@ -301,7 +326,12 @@ static void NAME(softmax_panels)(const fs_tile *t)
             const VEC m = NAME(keep_max)(&p, t, i, NAME(panel_max)(x, c), x, o, g), onset = V(set1)(16 * TOP_TERM);
             NAME(panel_lines) lines = PANEL_LINES(X, LINES_TO(Y, i + o), o);
             VEC s = onset, s_lo = V(set1)(0);
-            for (ptrdiff_t j = 0; j < c; j++) {
+            if (c == 2) {
+                NAME(panel_of_two)(&p, o, &k, x, y, lines);
+                s = V(add)(onset, V(set1)(TOP_TERM));
+                s_lo = V(add)(V(load)(p.others + o), V(load)(p.others_lo + o));
+            }
+            for (ptrdiff_t j = 0; c != 2 && j < c; j++) {
                 NAME(fetch_panel)(&lines);
                 VEC lost, e = NAME(panel_term)(&k, V(load)(x + j * W), m, &lost), sum = V(add)(s, e);
                 V(store)(y + j * W, e);
@@ -471,7 +501,12 @@ FS_INLINE int NAME(index_in_panels)(const fs_tile *t, const int gradient, const 
             const REAL *x = X_columns + o * c;
             if (gradient) {
                 NAME(keep_max)(&p, t, i, NAME(panel_max)(x, c), x, o, g);
-                NAME(panel_others)(&p, o, &k, x, c, DX_columns + o * c, label, PANEL_LINES(X, LINES_TO(DX, i + o), o));
+                const NAME(panel_lines) lines = PANEL_LINES(X, LINES_TO(DX, i + o), o);
+                if (c == 2)
+                    NAME(panel_of_two)(&p, o, &k, x, DX_columns + o * c, lines);
+                else
+                    NAME(panel_others)(&p, o, &k, x, c, DX_columns + o * c, lines);
+                NAME(at_labels)(&p, o, x, DX_columns + o * c, c, label + o);
             } else {
                 NAME(keep_max)(&p, t, i, NAME(panel_rest)(x, c, rest, label + o, p.x_at + o), x, o, g);
                 NAME(panel_sum)(&p, o, &k, rest, c, PANEL_LINES(X, NO_LINES, o));
@@ -533,7 +568,6 @@ FS_INLINE int NAME(index_in_panels)(const fs_tile *t, const int gradient, const 
             REAL *dx = DX_columns + o * c;
             const VEC hi = V(load)(inverse + o), lo = V(load)(inverse_lo + o), at = V(load)(label + o);
             const VEC target = V(load)(at_label + o);
-            VEC class = V(set1)(0);
             PASS row = PASS_OF(.t = t);
             if (hess) {
                 for (ptrdiff_t r = o; r < o + W; r++) {
@@ -548,8 +582,7 @@ FS_INLINE int NAME(index_in_panels)(const fs_tile *t, const int gradient, const 
                 const VEC e = V(load)(dx + j * W), d = NAME(mul2)(e, hi, lo);
                 if (hess)
                     V(store)(row.save + j * W, NAME(curved)(&row, e));
-                V(store)(dx + j * W, V(select)(V(eq)(at, class), target, d));
-                class = V(add)(class, V(set1)(1));
+                V(store)(dx + j * W, V(select)(V(eq)(at, V(set1)(CLASSES[j])), target, d));
             }
         }
         SEND(DX, i, g);
