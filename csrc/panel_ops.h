@@ -158,43 +158,34 @@ FS_INLINE void NAME(fetch_panel)(NAME(panel_lines) *l)
 }
 
 /* The sum of the terms of c classes but the largest, of which those as large as that count all but one.  The terms are stored in
- * `save`. */
+ * `save`; x and the term at `label` are found. */
 FS_INLINE void NAME(panel_others)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const REAL *x, ptrdiff_t c, REAL *save,
-                                  NAME(panel_lines) lines)
+                                  const REAL *label, NAME(panel_lines) lines)
 {
-    const VEC zero = V(set1)(0), one = V(set1)(1), m = V(load)(p->m + o);
-    VEC hi = zero, lo = zero, ties = V(set1)(-1);
+    const VEC zero = V(set1)(0), one = V(set1)(1), m = V(load)(p->m + o), at = V(load)(label);
+    VEC hi = zero, lo = zero, ties = V(set1)(-1), x_at = zero, e_at = zero;
     for (ptrdiff_t j = 0; j < c; j++) {
         NAME(fetch_panel)(&lines);
         VEC lost, v = V(load)(x + j * W), e = NAME(panel_term)(k, v, m, &lost);
-        const MASK top = V(eq)(v, m);
+        const MASK top = V(eq)(v, m), here = V(eq)(at, V(set1)(CLASSES[j]));
         ties = V(add)(ties, V(select)(top, one, zero));
         NAME(add_exactly)(&hi, &lo, V(select)(top, zero, e));
         if (!FS_FLOAT)
             lo = V(add)(lo, lost); /* of the largest it is 0 */
         V(store)(save + j * W, e);
+        x_at = V(select)(here, v, x_at);
+        e_at = V(select)(here, e, e_at);
     }
     NAME(add_exactly)(&hi, &lo, V(mul)(ties, V(set1)(TOP_TERM)));
     V(store)(p->others + o, hi);
     V(store)(p->others_lo + o, lo);
-}
-
-/* x and the terms at the labels. */
-FS_INLINE void NAME(at_labels)(NUMBERS *p, ptrdiff_t o, const REAL *x, const REAL *terms, ptrdiff_t c, const REAL *label)
-{
-    const VEC at = V(load)(label);
-    VEC x_at = V(load)(x), e_at = V(load)(terms);
-    for (ptrdiff_t j = 1; j < c; j++) {
-        const MASK here = V(eq)(at, V(set1)(CLASSES[j]));
-        x_at = V(select)(here, V(load)(x + j * W), x_at);
-        e_at = V(select)(here, V(load)(terms + j * W), e_at);
-    }
     V(store)(p->x_at + o, x_at);
     V(store)(p->e_at + o, e_at);
 }
 
-/* The terms of two classes, of which only one has to be computed; it is the sum of the others. */
-FS_INLINE void NAME(panel_of_two)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const REAL *x, REAL *save, NAME(panel_lines) lines)
+/* The same of two classes, of which only one term has to be computed; it is the sum of the others. */
+FS_INLINE void NAME(panel_of_two)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const REAL *x, REAL *save, const REAL *label,
+                                  NAME(panel_lines) lines)
 {
     const VEC a = V(load)(x), b = V(load)(x + W), m = V(load)(p->m + o), top = V(set1)(TOP_TERM);
     VEC lost, e = NAME(panel_term)(k, V(min)(a, b), m, &lost);
@@ -202,6 +193,11 @@ FS_INLINE void NAME(panel_of_two)(NUMBERS *p, ptrdiff_t o, const EXPK *k, const 
     V(store)(save + W, V(select)(V(eq)(b, m), top, e));
     V(store)(p->others + o, e);
     V(store)(p->others_lo + o, FS_FLOAT ? V(set1)(0) : lost);
+    if (label) {
+        const VEC x_at = V(select)(V(eq)(V(load)(label), V(set1)(1)), b, a);
+        V(store)(p->x_at + o, x_at);
+        V(store)(p->e_at + o, V(select)(V(eq)(x_at, m), top, e));
+    }
     NAME(fetch_panel)(&lines);
     NAME(fetch_panel)(&lines);
 }
@@ -327,7 +323,7 @@ static void NAME(softmax_panels)(const fs_tile *t)
             NAME(panel_lines) lines = PANEL_LINES(X, LINES_TO(Y, i + o), o);
             VEC s = onset, s_lo = V(set1)(0);
             if (c == 2) {
-                NAME(panel_of_two)(&p, o, &k, x, y, lines);
+                NAME(panel_of_two)(&p, o, &k, x, y, NULL, lines);
                 s = V(add)(onset, V(set1)(TOP_TERM));
                 s_lo = V(add)(V(load)(p.others + o), V(load)(p.others_lo + o));
             }
@@ -503,10 +499,9 @@ FS_INLINE int NAME(index_in_panels)(const fs_tile *t, const int gradient, const 
                 NAME(keep_max)(&p, t, i, NAME(panel_max)(x, c), x, o, g);
                 const NAME(panel_lines) lines = PANEL_LINES(X, LINES_TO(DX, i + o), o);
                 if (c == 2)
-                    NAME(panel_of_two)(&p, o, &k, x, DX_columns + o * c, lines);
+                    NAME(panel_of_two)(&p, o, &k, x, DX_columns + o * c, label + o, lines);
                 else
-                    NAME(panel_others)(&p, o, &k, x, c, DX_columns + o * c, lines);
-                NAME(at_labels)(&p, o, x, DX_columns + o * c, c, label + o);
+                    NAME(panel_others)(&p, o, &k, x, c, DX_columns + o * c, label + o, lines);
             } else {
                 NAME(keep_max)(&p, t, i, NAME(panel_rest)(x, c, rest, label + o, p.x_at + o), x, o, g);
                 NAME(panel_sum)(&p, o, &k, rest, c, PANEL_LINES(X, NO_LINES, o));
