@@ -24,7 +24,8 @@
  * Lanes never mix, and the order of additions within a row depends on its length alone: the bits of a row do not depend
  * on its neighbours.
  *
- * exp is evaluated on the element itself, not on x - max, which would be rounded: see EXPK.  Sums of terms are carried
+ * exp is evaluated on the element itself, not on x - max, which would be rounded (see EXPK), or on that in two parts (panels).
+ * Sums of terms are carried
  * in double (floats) or in two doubles (doubles); nothing that is 1 - (nearly 1) is ever formed (rest_of_row). */
 
 #define VEC NAME(vec)
