@@ -25,8 +25,8 @@
  * on its neighbours.
  *
  * exp is evaluated on the element itself, not on x - max, which would be rounded (see EXPK), or on that in two parts (panels).
- * Sums of terms are carried
- * in double (floats) or in two doubles (doubles); nothing that is 1 - (nearly 1) is ever formed (rest_of_row). */
+ * Sums of terms are carried in double (floats; in panels in two floats) or in two doubles (doubles); nothing that is
+ * 1 - (nearly 1) is ever formed (rest_of_row). */
 
 #define VEC NAME(vec)
 #define EXPK NAME(expk)
