@@ -3,7 +3,7 @@
  * Terms are taken relative to the row's maximum, whose term is 1, with the difference in two parts: so nothing has to be known
  * of the maximum's own term, and floats need no double.  That costs five operations a class, and spares more than a hundred a
  * panel.  What groups do between their passes took more than half of the time of few classes: softmax of 50 million floats in
- * rows of 2, 4, 10 2.96, 1.95, 1.47 memcpys, 1.60, 1.24, 1.18 so; logsumexp 3.16, 1.96, 1.29, and 1.65, 1.11, 1.04. */
+ * rows of 2, 4, 10 2.96, 1.95, 1.47 memcpys, 1.33, 1.22, 1.16 so; logsumexp 3.16, 1.96, 1.29, and 1.65, 1.11, 1.04. */
 
 #if FS_FUSED
 
