@@ -29,18 +29,10 @@ FS_INLINE VEC NAME(panel_term)(const EXPK *k, VEC x, VEC m, VEC *lost)
     const VEC zero = V(set1)((REAL)(V(ZERO_POWER) + BOOST));
     MASK alive;
     VEC low, d = NAME(panel_gap)(k, x, m, &alive, &low), n = V(fma)(d, k->rate, zero);
-    VEC e = NAME(exp_reduced)(k, d, &low, V(sub)(n, zero), lost);
+    VEC e = NAME(exp_reduced)(k, d, &low, V(sub)(n, zero), n, lost);
     if (!FS_FLOAT)
         *lost = V(power_if)(alive, *lost, n);
     return V(power_if)(alive, e, n);
-}
-
-/* Add x to hi + lo, as two_sum. */
-FS_INLINE void NAME(add_exactly)(VEC *hi, VEC *lo, VEC x)
-{
-    const VEC t = V(add)(*hi, x), back = V(sub)(t, *hi);
-    *lo = V(add)(*lo, V(add)(V(sub)(*hi, V(sub)(t, back)), V(sub)(x, back)));
-    *hi = t;
 }
 
 FS_INLINE VEC NAME(panel_max)(const REAL *x, ptrdiff_t c)
@@ -376,6 +368,8 @@ static void NAME(log_softmax_panels)(const fs_tile *t)
             PAIR(V(store)(log + o + u * W, hi[u]))
             PAIR(V(store)(log_lo + o + u * W, lo[u]))
         }
+        if (k.scale == 1)
+            NAME(join_max)(p.m, log, log_lo, g);
         FOR_PANELS(o, g) {
             PASS row = PASS_OF(.t = t, .flag = k.scale == 1);
             row.m = V(load)(p.m + o);

@@ -350,29 +350,36 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     }
 }
 
-/* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room
- * for the other roundings. */
+/* What log_prob subtracts if the scale is 1: m + log, in two parts. */
+FS_INLINE void NAME(join_max)(const REAL *m, REAL *log, REAL *log_lo, ptrdiff_t n)
+{
+    for (ptrdiff_t o = 0; o < n; o += W) {
+        VEC hi = V(load)(m + o), lo = V(load)(log_lo + o);
+        NAME(add_exactly)(&hi, &lo, V(load)(log + o));
+        V(store)(log + o, hi);
+        V(store)(log_lo + o, lo);
+    }
+}
+
+/* scale x - (scale m + log).  If the scale is 1, two roundings: x - hi is exact where it cancels.  Else scale (x - m) - log, where
+ * x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room for the other roundings. */
 FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
 {
+    if (p->flag)
+        return V(sub)(V(sub)(x, p->hi), p->lo);
 #if FS_FLOAT
     const VEC low = f_set1(-INFINITY);
     VEC d = f_sub(x, p->m);
-    if (p->flag) /* scale is 1 */
-        return f_sub(f_sub(d, p->hi), p->lo);
     return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
     vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
-    if (!p->flag) {
-        vd z = d_mul(d, p->u);
+    vd z = d_mul(d, p->u), y = NAME(difference)(z, p->hi, &lost_log);
 #if FS_FUSED
-        lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
+    lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
 #else
-        lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
+    lost = d_add(d_mul(lost, p->u), d_product_error(d, p->u, z));
 #endif
-        d = z;
-    }
-    vd y = NAME(difference)(d, p->hi, &lost_log);
-    return d_select(d_lt(d_abs(d), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
+    return d_select(d_lt(d_abs(z), d_set1(INFINITY)), d_add(y, d_sub(d_add(lost, lost_log), p->lo)), y);
 #endif
 }
 
@@ -401,6 +408,8 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
             log[r] = (REAL)G.log[r];
             log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
+        if (k.scale == 1)
+            NAME(join_max)(G.m, log, log_lo, G.n);
         FOR_SLABS {
             if (AGAIN)
                 BRING(X, i, g);

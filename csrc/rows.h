@@ -118,6 +118,9 @@ typedef struct {
     VEC rate, hi, lo, s;
     VEC s_lo, tail; /* of floats: what s lacks of the scale, and -lo s */
     VEC far, drop; /* FAR and DROP, of x */
+#if V(STEPS) > 1
+    VEC c[V(SHORT_TERMS)]; /* the polynomial's coefficients, for x */
+#endif
 } EXPK;
 
 static EXPK NAME(exp_constants)(double scale)
@@ -164,15 +167,25 @@ static EXPK NAME(exp_constants)(double scale)
     k.tail = V(set1)((REAL)(-lo * scale));
     k.far = V(set1)((REAL)(FAR / scale));
     k.drop = V(set1)((REAL)(DROP / scale));
+#if V(STEPS) > 1
+    double power = scale;
+    for (int i = 0; i < V(SHORT_TERMS); i++)
+        k.c[i] = V(set1)((REAL)(V(short_exp)[i] * (power *= scale)));
+#endif
     return k;
 }
 
 /* exp(s d) 2^-n for the n of d, or of d + low, if that is given; for doubles also what its last rounding lost. */
-FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC *lost)
+FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC sum, VEC *lost)
 {
-    const VEC one = V(set1)(1);
     VEC head = V(fnma)(n, k->hi, d);
-#if FS_FLOAT
+#if V(STEPS) > 1
+    VEC u = low ? V(add)(head, V(fnma)(n, k->lo, *low)) : V(fnma)(n, k->lo, head);
+    const VEC hi = V(pick)(V(exp2_hi), sum), lo = V(pick)(V(exp2_lo), sum);
+    VEC rest = V(fma)(hi, V(mul)(u, V(fma)(u, V(short_exp_quotient)(u, k->c), k->s)), lo), e = V(add)(hi, rest);
+    *lost = V(add)(V(sub)(hi, e), rest);
+    return e;
+#elif FS_FLOAT
     /* 1 + r + r^2 q, where r = head s + tail is not rounded: head is exact.  With head - n lo rounded, and s, five to twenty times
      * as many results of softmax were more than 2 ULP off. */
     (void)lost;
@@ -181,7 +194,7 @@ FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC
     VEC r = V(fma)(head, k->s, tail), r2 = V(mul)(r, r);
     VEC q = V(fma)(r2, V(set1)(EXP_F32_C6), V(fma)(r, V(set1)(EXP_F32_C5), V(set1)(EXP_F32_C4)));
     q = V(fma)(r2, q, V(fma)(r, V(set1)(EXP_F32_C3), V(set1)(EXP_F32_C2)));
-    return V(add)(V(fma)(head, k->s, V(fma)(r2, q, tail)), one);
+    return V(add)(V(fma)(head, k->s, V(fma)(r2, q, tail)), V(set1)(1));
 #else
     VEC u = low ? V(add)(head, V(fnma)(n, k->lo, *low)) : V(fnma)(n, k->lo, head), r = V(mul)(u, k->s), r2 = V(mul)(r, r);
     /* 1 + r is rounded exactly in two parts, and everything is added to the smaller one. */
@@ -192,6 +205,7 @@ FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC
     if (k->scale != 1)
         rest = d_add(rest, d_product_error(u, k->s, r));
 #endif
+    const vd one = d_set1(1);
     VEC most = d_add(one, r);
     rest = d_add(rest, d_sub(r, d_sub(most, one)));
     VEC e = d_add(most, rest);
@@ -203,8 +217,19 @@ FS_INLINE VEC NAME(exp_reduced)(const EXPK *k, VEC d, const VEC *low, VEC n, VEC
 /* exp(s d) without its power of two, which is returned in n; for doubles also what its last rounding lost. */
 FS_INLINE VEC NAME(exp_parts)(const EXPK *k, VEC d, VEC *n, VEC *lost)
 {
-    *n = V(rint_of_product)(d, k->rate);
-    return NAME(exp_reduced)(k, d, NULL, *n, lost);
+    const VEC zero = V(set1)(V(ZERO_POWER)), sum = V(fma)(d, k->rate, zero);
+    *n = V(sub)(sum, zero);
+    return NAME(exp_reduced)(k, d, NULL, *n, sum, lost);
+}
+
+/* The power of two in what exp_parts returns. */
+FS_INLINE VEC NAME(whole)(VEC n)
+{
+#if V(STEPS) > 1
+    return V(floor)(n);
+#else
+    return n;
+#endif
 }
 
 /* The term exp(s x - s base) 2^-top of a row: what the sums add up.  Below the floor it is 0 without being computed: on
@@ -217,7 +242,7 @@ FS_INLINE VEC NAME(exp_term_and_lost)(const EXPK *k, VEC x, VEC base, VEC floor,
     VEC low, d = V(sub)(x, base), zero = V(sub)(V(set1)(V(ZERO_POWER)), top);
     MASK alive = V(not_less)(d, floor);
     d = V(bounded)(d, floor);
-    VEC n = V(fma)(d, k->rate, zero), e = NAME(exp_reduced)(k, d, NULL, V(sub)(n, zero), &low);
+    VEC n = V(fma)(d, k->rate, zero), e = NAME(exp_reduced)(k, d, NULL, V(sub)(n, zero), n, &low);
     if (lost)
         *lost = V(power_if)(alive, low, n);
     return V(power_if)(alive, e, n);
@@ -314,6 +339,14 @@ FS_INLINE void NAME(two_sum)(vd *hi, vd *lo, vd x)
 {
     vd t = d_add(*hi, x), back = d_sub(t, *hi);
     *lo = d_add(*lo, d_add(d_sub(*hi, d_sub(t, back)), d_sub(x, back)));
+    *hi = t;
+}
+
+/* Add x to hi + lo, as two_sum. */
+FS_INLINE void NAME(add_exactly)(VEC *hi, VEC *lo, VEC x)
+{
+    const VEC t = V(add)(*hi, x), back = V(sub)(t, *hi);
+    *lo = V(add)(*lo, V(add)(V(sub)(*hi, V(sub)(t, back)), V(sub)(x, back)));
     *hi = t;
 }
 
@@ -1236,6 +1269,7 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
         VEC base = V(select)(V(lt)(k->far, V(abs)(m)), m, V(set1)(0));
         VEC d = V(sub)(m, base);
         VEC lost, e = NAME(exp_parts)(k, d, &n, &lost);
+        n = NAME(whole)(n);
         V(store)(G->base + o, base);
         V(store)(G->floor + o, V(sub)(d, k->drop));
         V(store)(G->top + o, V(sub)(n, V(set1)(BOOST)));
@@ -1245,10 +1279,11 @@ FS_INLINE void NAME(group_prepare)(GROUP *G, const EXPK *k)
 #if FS_FLOAT
         for (int h = 0; h < HALVES; h++) {
             vd q = h ? f_widen_hi(n) : f_widen_lo(n), z = d_mul(h ? f_widen_hi(d) : f_widen_lo(d), d_set1(k->scale));
+            q = d_add(q, d_set1((f_STEPS - 1) / (2. * f_STEPS))); /* what is left is not more than ln(2)/2 */
             vd r = d_fnma(q, d_set1(LN2_HI_F64_FMA), z), r2 = d_mul(r, r);
             d_store(G->em + o + h * d_W, h ? f_widen_hi(e) : f_widen_lo(e));
             vd exact = d_fma(r2, d_exp_quotient_of_float(r, r2), d_add(d_set1(1), r));
-            d_store(G->top_term + o + h * d_W, d_mul(exact, d_set1((double)(1 << BOOST))));
+            d_store(G->top_term + o + h * d_W, d_mul(exact, d_set1(F_MIDDLE * (1 << BOOST))));
             d_store(G->top_lo + o + h * d_W, d_set1(0));
             KEEP_LOOP;
         }

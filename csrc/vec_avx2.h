@@ -88,9 +88,17 @@ FS_INLINE vd d_scale2(vd a, vd n)
 FS_INLINE vf f_scale2_if(vf m, vf a, vf n) { return f_scale2(_mm256_and_ps(m, a), n); }
 FS_INLINE vd d_scale2_if(vd m, vd a, vd n) { return d_scale2(_mm256_and_pd(m, a), n); }
 
-#define f_ZERO_POWER 0x1.8p23f + 127
+#define f_STEPS 8
+#define d_STEPS 1
+#define f_ZERO_POWER 0x1.8p20f + 127
 #define d_ZERO_POWER 0x1.8p52 + 1023
-FS_INLINE vf f_power_if(mf m, vf a, vf n) { return f_mul(a, _mm256_and_ps(m, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)))); }
+FS_INLINE vf f_power_if(mf m, vf a, vf n)
+{
+    __m256 power = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 20));
+    return f_mul(a, _mm256_and_ps(_mm256_and_ps(m, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xff800000))), power));
+}
+FS_INLINE vf f_floor(vf a) { return _mm256_floor_ps(a); }
+FS_INLINE vf f_pick(const float *table, vf n) { return _mm256_permutevar8x32_ps(f_load(table), _mm256_castps_si256(n)); }
 FS_INLINE vd d_power_if(md m, vd a, vd n) { return d_mul(a, _mm256_and_pd(m, _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(n), 52)))); }
 
 FS_INLINE vd f_widen_lo(vf a) { return _mm256_cvtps_pd(_mm256_castps256_ps128(a)); }

@@ -59,10 +59,19 @@ FS_INLINE vd d_rint_of_product(vd a, vd b)
     return d_sub(d_fma(a, b, magic), magic);
 }
 
-#define f_ZERO_POWER 0x1.8p23f + 127
-#define d_ZERO_POWER 0x1.8p52 + 1023
-FS_INLINE vf f_power_if(mf m, vf a, vf n) { return _mm512_maskz_mul_ps(m, a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23))); }
-FS_INLINE vd d_power_if(md m, vd a, vd n) { return _mm512_maskz_mul_pd(m, a, _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(n), 52))); }
+#define f_STEPS 16
+#define d_STEPS 16
+#define f_ZERO_POWER 0x1.8p19f
+#define d_ZERO_POWER 0x1.8p48
+FS_INLINE vf f_power_if(mf m, vf a, vf n) { return _mm512_maskz_scalef_ps(m, a, f_sub(n, f_set1(f_ZERO_POWER))); }
+FS_INLINE vd d_power_if(md m, vd a, vd n) { return _mm512_maskz_scalef_pd(m, a, d_sub(n, d_set1(d_ZERO_POWER))); }
+FS_INLINE vf f_floor(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+FS_INLINE vd d_floor(vd a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+FS_INLINE vf f_pick(const float *table, vf n) { return _mm512_permutexvar_ps(_mm512_castps_si512(n), f_load(table)); }
+FS_INLINE vd d_pick(const double *table, vd n)
+{
+    return _mm512_permutex2var_pd(d_load(table), _mm512_castpd_si512(n), d_load(table + 8));
+}
 
 FS_INLINE vd f_widen_lo(vf a) { return _mm512_cvtps_pd(_mm512_castps512_ps256(a)); }
 FS_INLINE vd f_widen_hi(vf a) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)); }

@@ -91,6 +91,8 @@ FS_INLINE vd d_scale2(vd a, vd n)
 FS_INLINE vf f_scale2_if(mf m, vf a, vf n) { return f_scale2((vf)((mf)a & m), n); }
 FS_INLINE vd d_scale2_if(md m, vd a, vd n) { return d_scale2((vd)((md)a & m), n); }
 
+#define f_STEPS 1
+#define d_STEPS 1
 #define f_ZERO_POWER 0x1.8p23f + 127
 #define d_ZERO_POWER 0x1.8p52 + 1023
 FS_INLINE vf f_power_if(mf m, vf a, vf n) { return a * (vf)(((mf)n << 23) & m); }

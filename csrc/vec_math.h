@@ -24,6 +24,38 @@ FS_INLINE vd d_exp_quotient(vd r, vd r2)
     return d_fma(r4, d_fma(r4, e, d_fma(r2, d, c)), d_fma(r2, b, a));
 }
 
+#if d_STEPS == 16
+static const double d_exp2_hi[] __attribute__((aligned(64))) = {EXP2_F64_BY_16_HI};
+static const double d_exp2_lo[] __attribute__((aligned(64))) = {EXP2_F64_BY_16_LO};
+#define d_SHORT_TERMS 6
+static const double d_short_exp[] = {EXP_F64_BY_16_C2, EXP_F64_BY_16_C3, EXP_F64_BY_16_C4,
+                                     EXP_F64_BY_16_C5, EXP_F64_BY_16_C6, EXP_F64_BY_16_C7};
+
+/* (exp(s u) - 1 - s u) / u^2 for |s u| <= ln(2)/(2 STEPS) (1 + 2^-10), where c are the coefficients times powers of s. */
+FS_INLINE vd d_short_exp_quotient(vd u, const vd *c)
+{
+    vd u2 = d_mul(u, u);
+    return d_fma(u2, d_fma(u2, d_fma(u, c[5], c[4]), d_fma(u, c[3], c[2])), d_fma(u, c[1], c[0]));
+}
+#endif
+#if f_STEPS == 16
+#define F_MIDDLE EXP2_MIDDLE_16
+static const float f_exp2_hi[] __attribute__((aligned(64))) = {EXP2_F32_BY_16_HI};
+static const float f_exp2_lo[] __attribute__((aligned(64))) = {EXP2_F32_BY_16_LO};
+#define f_SHORT_TERMS 2
+static const double f_short_exp[] = {EXP_F32_BY_16_C2, EXP_F32_BY_16_C3};
+FS_INLINE vf f_short_exp_quotient(vf u, const vf *c) { return f_fma(u, c[1], c[0]); }
+#elif f_STEPS == 8
+#define F_MIDDLE EXP2_MIDDLE_8
+static const float f_exp2_hi[] __attribute__((aligned(64))) = {EXP2_F32_BY_8_HI};
+static const float f_exp2_lo[] __attribute__((aligned(64))) = {EXP2_F32_BY_8_LO};
+#define f_SHORT_TERMS 3
+static const double f_short_exp[] = {EXP_F32_BY_8_C2, EXP_F32_BY_8_C3, EXP_F32_BY_8_C4};
+FS_INLINE vf f_short_exp_quotient(vf u, const vf *c) { return f_fma(u, f_fma(u, c[2], c[1]), c[0]); }
+#else
+#define F_MIDDLE 1.0
+#endif
+
 /* The same to 2^-34, which is exact for floats. */
 FS_INLINE vd d_exp_quotient_of_float(vd r, vd r2)
 {

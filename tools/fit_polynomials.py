@@ -9,6 +9,8 @@ deterministically, so that no number in the kernels has to be taken on trust:
     coefficients of 1 and ``r`` are exactly one; only ``q`` is fitted.  The margin on the
     interval covers the rounding of the argument reduction.  ``exp_f32_top`` is evaluated in
     float64, for the largest term of a row of float32: its error would be the whole row's.
+``exp_f32_by_16``, ``exp_f32_by_8``, ``exp_f64_by_16``
+    The same for ``|r| <= ln(2)/32`` (16), where ``2**(j/16)`` is looked up.
 ``log_f64``
     ``log((1+s)/(1-s)) = 2*s + s*z*P(z)`` with ``z = s**2`` and ``s = f/(2+f)`` for
     ``1+f`` in ``[sqrt(1/2), sqrt(2)]``, hence ``|s| <= 3 - 2*sqrt(2)``.
@@ -289,10 +291,10 @@ def solve(problem: Problem) -> Fit:
     )
 
 
-def exp_problem(bits: int, count: int, required: bool, name: str | None = None) -> Problem:
-    """Fit of ``exp(r) = 1 + r + r**2 * q(r)`` with `count` coefficients in ``q``."""
-    radius = mp.ln2 / 2 * (1 + mp.mpf(2) ** -10)
-    name = name or f"exp_f{32 if bits == F32_BITS else 64}"
+def exp_problem(bits: int, count: int, required: bool, name: str | None = None, steps: int = 1) -> Problem:
+    """Fit of ``exp(r) = 1 + r + r**2 * q(r)`` with `count` coefficients in ``q``, for powers of ``2**(1/steps)``."""
+    radius = mp.ln2 / (2 * steps) * (1 + mp.mpf(2) ** -10)
+    name = name or f"exp_f{32 if bits == F32_BITS else 64}" + (f"_by_{steps}" if steps > 1 else "")
     return Problem(
         name=f"{name}: 1 + (r + r^2 q(r)), q of degree {count - 1}",
         coefficient_prefix=f"{name.upper()}_C" if required else f"{name.upper()}_ALT_C",
@@ -364,9 +366,12 @@ def all_problems() -> list[Problem]:
     return [
         exp_problem(F32_BITS, 5, required=True),
         exp_problem(F32_BITS, 6, required=False),
+        exp_problem(F32_BITS, 2, required=True, steps=16),
+        exp_problem(F32_BITS, 3, required=True, steps=8),
         exp_problem(F64_BITS, 6, required=True, name="exp_f32_top"),
         exp_problem(F64_BITS, 10, required=True),
         exp_problem(F64_BITS, 11, required=False),
+        exp_problem(F64_BITS, 6, required=True, steps=16),
         log_problem(F64_BITS, 7, required=True),
         log_problem(F64_BITS, 6, required=False),
         log1p_quotient_problem(9),
@@ -392,6 +397,18 @@ def reduction_constants() -> list[Constant]:
             low = round_to_bits(ln2 - high, bits)
             constants.append(Constant(f"LN2_HI_{suffix}_{variant}", float(high), bits))
             constants.append(Constant(f"LN2_LO_{suffix}_{variant}", float(low), bits))
+    return constants
+
+
+def powers_of_two(bits: int, steps: int) -> list[Constant]:
+    """``2**(j / steps)`` in two parts; and what is between the first and the last of them, in float64."""
+    name = f"EXP2_F{32 if bits == F32_BITS else 64}_BY_{steps}"
+    constants = [Constant(f"EXP2_MIDDLE_{steps}", float(mp.mpf(2) ** (mp.mpf(steps - 1) / (2 * steps))), F64_BITS)]
+    for j in range(steps):
+        power = mp.mpf(2) ** (mp.mpf(j) / steps)
+        high = round_to_bits(power, bits)
+        constants.append(Constant(f"{name}_HI_{j}", float(high), bits))
+        constants.append(Constant(f"{name}_LO_{j}", float(round_to_bits(power - high, bits)), bits))
     return constants
 
 
@@ -421,10 +438,13 @@ def numbers_in_python(text: str) -> set[float]:
 def needed_in_python(constant: Constant) -> bool:
     """Whether the Numba kernels use a constant.
 
-    They have FMA, derive the float32 splits from those of float64, and take the logarithms of floats in float64.
+    They have FMA, derive the float32 splits from those of float64, take the logarithms of floats in float64, and look
+    nothing up.
     """
-    return not constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA")) and not constant.name.startswith(
-        ("EXP_F32_TOP", "LOG1P_")
+    return not (
+        constant.name.endswith(("_NOFMA", "_F32", "_F32_FMA"))
+        or constant.name.startswith(("EXP_F32_TOP", "LOG1P_", "EXP2_"))
+        or "_BY_" in constant.name
     )
 
 
@@ -477,7 +497,7 @@ def print_report(fits: Sequence[Fit], constants: Sequence[Constant]) -> None:
         )
         print_constants(fit.coefficients)
         print()
-    print("log2(e), and ln(2) = hi + lo")
+    print("log2(e), ln(2) = hi + lo, and powers of two likewise")
     print_constants(constants)
     by_name = {constant.name: constant.value for constant in constants}
     for name, high in by_name.items():
@@ -501,6 +521,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problems = [p for p in all_problems() if p.required or not options.check]
         fits = [solve(problem) for problem in problems]
         constants = reduction_constants()
+        for bits, steps in ((F32_BITS, 16), (F32_BITS, 8), (F64_BITS, 16)):
+            constants += powers_of_two(bits, steps)
         if options.check:
             return check_sources([c for fit in fits for c in fit.coefficients] + constants)
         print_report(fits, constants)
