@@ -71,6 +71,9 @@ cdef extern from "engine.h":
         double chain[FS_MAX_OPERANDS]
         int summed
         double *sum
+        int checked
+        int64_t ignore
+        ptrdiff_t *ignored
     ctypedef struct fs_sizes:
         ptrdiff_t worth_a_thread, run_bytes, tile_bytes, flat_bytes, by_class, stream_bytes
     fs_sizes fs_tuned
@@ -197,10 +200,14 @@ cdef class Kernel:
         class indices of the shape without the classes, plain floats for the rest.  An output that is None is
         allocated.  Returns the outputs.
         """
-        return self.run_quick(ins, outs, params, threads, axis, -1, NULL)
+        return self.run_quick(ins, outs, params, threads, axis, -1, NULL, -1, NULL)
 
-    cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int axis, int summed, double *sum):
-        """``quick``, or the same with only the sum of one output's numbers: none of that output is kept."""
+    cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int axis, int summed, double *sum,
+                        int64_t ignore, ptrdiff_t *ignored):
+        """``quick``, or the same with only the sum of one output's numbers: none of that output is kept.
+
+        If ``ignored`` is not NULL, operand 1 are labels to be checked: see ``fs_call``.
+        """
         cdef fs_call call
         cdef double constants[FS_MAX_OPERANDS]
         cdef float constants32[FS_MAX_OPERANDS]
@@ -221,6 +228,9 @@ cdef class Kernel:
         call.mask.data = NULL
         call.summed = summed
         call.sum = sum
+        call.checked = -1 if ignored is NULL else 1
+        call.ignore = ignore
+        call.ignored = ignored
         call.operands = self.inputs + <int>len(outs)  # what is not wanted is NULL to the kernel
         call.itemsize = self.itemsize
         call.vectors = self.vectors
@@ -317,6 +327,7 @@ cdef class Kernel:
         call.strands = self.strands
         call.n1, call.n2, call.c = cnp.PyArray_DIM(a, 0), cnp.PyArray_DIM(a, 1), cnp.PyArray_DIM(a, 2)
         call.summed = -1
+        call.checked = -1
         call.options = where is not None or factor != 1 or softcap != 0
         call.option.factor = factor / softcap if softcap != 0 else factor
         call.option.softcap = softcap
@@ -404,9 +415,9 @@ def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double sc
     outputs loss and gradient.  Classes are the last axis.
     """
     cdef cnp.ndarray x, y
-    cdef double upstream = 1, value
+    cdef double upstream = 1, value = 0
     cdef float single
-    cdef ptrdiff_t ignored, count
+    cdef ptrdiff_t ignored = 0, count
     if type(logits) is not np.ndarray or type(target) is not np.ndarray:
         return None
     x, y = logits, target
@@ -414,28 +425,27 @@ def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double sc
             or not cnp.PyArray_ISCARRAY_RO(y)):
         return None
     count = cnp.PyArray_SIZE(y)
-    ignored = fs_count_ignored(kernel.staging, <const int64_t *>cnp.PyArray_DATA(y), count,
-                               cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1), ignore, threads)
-    count -= ignored
-    if ignored < 0 or count == 0:
-        return None
-    if reduction == "mean":
-        upstream = 1.0 / count
+    if gradient:
+        # What is wrong with labels has to be known before anything is written, and a mean before a gradient.
+        ignored = fs_count_ignored(kernel.staging, <const int64_t *>cnp.PyArray_DATA(y), count,
+                                   cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1), ignore, threads)
+        if ignored < 0 or ignored == count:
+            return None
+        if reduction == "mean":
+            upstream = 1.0 / (count - ignored)
     params = (scale, empty, 1.0, 0.0, 0.0, <double>ignore)
     ins = (x, y, 1.0, 1.0, upstream) if gradient else (x, y, 1.0, 1.0)
     outs = (None, grad_out) if gradient else (None,)
-    if reduction == "none":
-        done = kernel.run_quick(ins, outs, params, threads, -1, -1, NULL)
-        if done is None:
-            return None
-        return (done[0] if done[0].ndim else done[0][()]), done[1] if gradient else None
-    done = kernel.run_quick(ins, outs, params, threads, -1, kernel.inputs, &value)
-    if done is None:
+    done = kernel.run_quick(ins, outs, params, threads, -1, -1 if reduction == "none" else kernel.inputs, &value, ignore,
+                            NULL if gradient else &ignored)
+    if done is None or ignored < 0 or ignored == count:
         return None
+    if reduction == "none":
+        return (done[0] if done[0].ndim else done[0][()]), done[1] if gradient else None
     if kernel.itemsize == 4:
         value = <float>value
     if reduction == "mean":
-        value /= count
+        value /= count - ignored
     single = <float>value
     loss = PyArray_Scalar(&single, FLOAT32, None) if kernel.itemsize == 4 else PyArray_Scalar(&value, FLOAT64, None)
     return loss, done[1] if gradient else None

@@ -34,6 +34,9 @@ typedef struct {
     double chain[FS_MAX_OPERANDS]; /* what they are multiplied by, before they are cleared likewise */
     int summed;         /* the output that has one number a row of which only the sum is wanted, or -1 */
     double *sum;        /* and where to: it does not depend on the number of threads */
+    int checked;        /* the labels that are checked on the way, where they stand one after the other, or -1 */
+    int64_t ignore;
+    ptrdiff_t *ignored; /* and where to count those that are `ignore`; -1 if another is not in [0, c), whose tile is left out */
 } fs_call;
 
 /* Sizes that tools/tune_engine.py measures, and that tests make small. */
@@ -41,7 +44,7 @@ typedef struct {
     ptrdiff_t worth_a_thread; /* elements that keep a thread busy for longer than it takes to start it */
     ptrdiff_t run_bytes;      /* of one operand, that a thread takes at a time */
     ptrdiff_t tile_bytes;     /* of a tile whose rows are transposed */
-    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; twice that if they have options */
+    ptrdiff_t flat_bytes;     /* of a tile whose rows are only converted; four times that if they have options */
     ptrdiff_t by_class;       /* classes up to which rows are taken side by side, if they lie so and the kernel can */
     ptrdiff_t stream_bytes;   /* of an operand, from which what is staged is written past the caches */
 } fs_sizes;

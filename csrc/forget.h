@@ -143,5 +143,7 @@
 #undef TOP_TERM
 #undef VEC
 #undef W
+#undef WAITING
+#undef WAITS
 #undef WEIGHTED
 #undef wide

@@ -73,7 +73,8 @@ struct fs_tile {
                                        * an extra that is not wanted */
     ptrdiff_t step[FS_MAX_OPERANDS];  /* bytes from one row to the next; 0 if all rows share the operand */
     ptrdiff_t apart[FS_MAX_OPERANDS]; /* bytes from one class to the next */
-    ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of few classes side by side: bytes from a row to that which is fetched meanwhile */
+    ptrdiff_t ahead[FS_MAX_OPERANDS]; /* of few classes side by side, and of labels: bytes from a row to that which is fetched
+                                       * meanwhile */
     unsigned stream;                  /* bit o: what is written of operand o is to pass by the caches */
     const double *params;             /* in the table's order */
     const uint8_t *mask;              /* of the first row of operand 0: 0 where a class is excluded; NULL excludes none */
@@ -87,6 +88,7 @@ struct fs_tile {
     char *row;                        /* room for a row, if any are bare or side by side */
     char *room;                       /* for rows side by side: FS_ROOM bytes a class of a slab and operand; or NULL */
     char *aside;                      /* room for the terms of a row that is streamed, if they are kept */
+    ptrdiff_t spare;                  /* bytes from there to room for another; 0 if there is none */
     ptrdiff_t sharing;                /* threads that share a row's blocks */
     /* Run fn(context, b) for b in [0, n), in any order, possibly at the same time; return when all are done. */
     void (*for_blocks)(const fs_tile *, ptrdiff_t n, fs_block_fn *fn, void *context);

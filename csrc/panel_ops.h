@@ -368,10 +368,9 @@ static void NAME(log_softmax_panels)(const fs_tile *t)
             PAIR(V(store)(log + o + u * W, hi[u]))
             PAIR(V(store)(log_lo + o + u * W, lo[u]))
         }
-        if (k.scale == 1)
-            NAME(join_max)(p.m, log, log_lo, g);
+        const int joined = NAME(join_max)(p.m, k.scale, log, log_lo, g);
         FOR_PANELS(o, g) {
-            PASS row = PASS_OF(.t = t, .flag = k.scale == 1);
+            PASS row = PASS_OF(.t = t, .flag = joined);
             row.m = V(load)(p.m + o);
             row.u = k.s;
             row.v = k.s_lo;
@@ -475,6 +474,8 @@ FS_INLINE int NAME(index_in_panels)(const fs_tile *t, const int gradient, const 
         v[r] = up[r] = 1;
     FOR_GROUPS(i, g) {
         const uint64_t ignored = NAME(labels_of)(t, LABELS, i, g, ignore, y);
+        for (ptrdiff_t r = 0; t->ahead[LABELS] && r < g; r += 64 / (ptrdiff_t)sizeof *y)
+            __builtin_prefetch((const char *)NAME(row)(t, LABELS, i + r) + t->ahead[LABELS], 0, 2);
         for (ptrdiff_t r = 0; r < ROOM; r++)
             label[r] = (REAL)(int32_t)y[r];
         const int new_v = NAME(take_ones)(t, V_, i, g, v), new_up = gradient && NAME(take_ones)(t, G_GRAD, i, g, up);

@@ -111,7 +111,10 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 /* Doubles in short vectors keep their terms in the result: its lines come while they are computed, which takes longer (softmax
  * of 8192 classes on AVX2 1.46 memcpys; 1.68 past the caches). */
 #define STREAMED_AFTER_TERMS(operand) (STREAMED(operand) && (FS_FLOAT || W >= 8 || !keep))
-#define KEPT(operand, i, r) (STREAMED_AFTER_TERMS(operand) ? (REAL *)t->aside : OF(operand, i, r)) /* streamed: one row */
+#define KEPT(operand, i, r)                                                                                           \
+    (STREAMED_AFTER_TERMS(operand) ? (REAL *)(t->aside + ((i) % 2) * t->spare) : OF(operand, i, r)) /* streamed: one row */
+/* Whether a row's results may wait for the next row's terms (exp_sum_late): if that has other room for them. */
+#define WAITS(operand) (STREAMED_AFTER_TERMS(operand) && keep && t->spare && t->sharing <= 1 && !t->mask)
 #define TO(pass, operand, i, r, streamed)                                                                             \
     do {                                                                                                              \
         pass.y = OF(operand, i, r);                                                                                   \
@@ -175,16 +178,16 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
 #define CLASS_AT(pointer, fill) (cols ? V(set1)((pointer)[j / W]) : AT(pointer, fill))
 
 /* Sums and forward terms of a group: maxima, terms, sums. */
-#define GROUP_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 0)
+#define GROUP_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 0, NULL)
 /* The same for an operand that has not been brought. */
-#define BRING_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 1)
-#define TERMS_OF_GROUP(X_, y_, rows_y_, i, g, bring)                                                                  \
+#define BRING_TERMS(X_, y_, rows_y_, i, g) TERMS_OF_GROUP(X_, y_, rows_y_, i, g, 1, NULL)
+#define TERMS_OF_GROUP(X_, y_, rows_y_, i, g, bring, late_)                                                           \
     do {                                                                                                              \
         SUMS sums;                                                                                                    \
         const int in_blocks_ = !cols && t->c > BLOCK;                                                                 \
         if (in_blocks_) { /* one row */                                                                               \
             enum { r = 0 };                                                                                           \
-            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_));                               \
+            PASS p = PASS_OF(.t = t, .k = &k, .c = t->c, .x = OF(X_, i, r), .y = (y_), .late = late_);                \
             p.save = p.y ? TERMS(p.y) : NULL;                                                                         \
             SET_LINES(p, next_x, LINES(X_, i + r, g));                                                                \
             t->for_blocks(t, NAME(blocks)(t->c), NAME(terms_of_block), &p);                                           \
@@ -199,6 +202,7 @@ enum { FS_VALUE, FS_GRAD, FS_HESS, FS_SLOPE };
                 p.save = p.y ? TERMS(p.y) : NULL;                                                                     \
                 SET_LINES(p, next_x, LINES(X_, i + r, g));                                                            \
                 SET_LINES(p, rows_y, rows_y_);                                                                        \
+                p.late = in_blocks_ ? NULL : late_;                                                                   \
                 sums.of[SLOT(r)] = in_blocks_ ? NAME(sum_of_blocks)(&p, &G) : NAME(exp_sum)(&p, cols);                \
             }                                                                                                         \
         }                                                                                                             \
@@ -324,8 +328,11 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     GROUP G;
     REAL hi[ROOM], lo[ROOM], top[ROOM];
     double rest[ROOM];
+    PASS waiting;
+    const PASS *late = NULL;
     FOR_GROUPS(i, g) {
-        BRING_TERMS(X, KEPT(Y, i, r), LINES_TO(Y, i + r), i, g);
+        TERMS_OF_GROUP(X, KEPT(Y, i, r), LINES_TO(Y, i + r), i, g, 1, late);
+        late = NULL;
         NAME(group_inverse)(&G, NULL, hi, lo);
         NAME(group_complement)(&G, rest);
         for (ptrdiff_t r = 0; r < G.n; r++)
@@ -342,7 +349,12 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
                 p.lo = LANES(lo, r);
                 p.q = LANES(top, r);
                 p.flag = rest[r] < 0.5;
-                NAME(emit_scaled_all)(&p, cols);
+                if (WAITS(Y) && !p.flag && !G.special && i + g < t->n) {
+                    waiting = p;
+                    late = &waiting;
+                } else {
+                    NAME(emit_scaled_all)(&p, cols);
+                }
             }
             FILL_FORWARD(Y, i, g, 0, hi);
             SEND(Y, i, g);
@@ -350,30 +362,39 @@ FS_INLINE void NAME(softmax_rows)(const fs_tile *t, const int cols)
     }
 }
 
-/* What log_prob subtracts if the scale is 1: m + log, in two parts. */
-FS_INLINE void NAME(join_max)(const REAL *m, REAL *log, REAL *log_lo, ptrdiff_t n)
+/* Whether log_prob takes scale m + log in two parts for the logarithm: of doubles, if scale m is exact.  Makes it that. */
+FS_INLINE int NAME(join_max)(const REAL *m, double scale, REAL *log, REAL *log_lo, ptrdiff_t n)
 {
+    int exponent;
+    if (FS_FLOAT)
+        return scale == 1;
+    if (frexp(scale, &exponent) != 0.5)
+        return 0;
     for (ptrdiff_t o = 0; o < n; o += W) {
-        VEC hi = V(load)(m + o), lo = V(load)(log_lo + o);
+        VEC hi = V(mul)(V(load)(m + o), V(set1)((REAL)scale)), lo = V(load)(log_lo + o);
         NAME(add_exactly)(&hi, &lo, V(load)(log + o));
         V(store)(log + o, hi);
         V(store)(log_lo + o, lo);
     }
+    return 1;
 }
 
-/* scale x - (scale m + log).  If the scale is 1, two roundings: x - hi is exact where it cancels.  Else scale (x - m) - log, where
- * x - m <= 0 and -log <= 0 do not cancel; doubles, whose log is itself rounded, have no room for the other roundings. */
+/* scale (x - m) - log, where x - m <= 0 and -log <= 0 do not cancel.  Doubles, whose log is itself rounded, have no room for a
+ * third rounding.  flag: floats' scale is 1; doubles' is a power of two, and what is subtracted is scale m + log: scale x minus
+ * the first part of that is exact where it cancels, which leaves two roundings (at most 1.6 ULP; floats, whose log is not as
+ * exact, 2.07). */
 FS_INLINE VEC NAME(log_prob)(const PASS *p, VEC x)
 {
-    if (p->flag)
-        return V(sub)(V(sub)(x, p->hi), p->lo);
 #if FS_FLOAT
     const VEC low = f_set1(-INFINITY);
     VEC d = f_sub(x, p->m);
+    if (p->flag) /* scale is 1 */
+        return f_sub(f_sub(d, p->hi), p->lo);
     return f_select(f_eq(d, low), f_sub(d, p->hi), f_fma(d, p->u, f_fma(d, p->v, f_sub(f_set1(0), p->hi))));
 #else
-    vd lost, lost_log, d = NAME(difference)(x, p->m, &lost);
-    vd z = d_mul(d, p->u), y = NAME(difference)(z, p->hi, &lost_log);
+    if (p->flag)
+        return d_sub(d_fma(x, p->u, d_sub(d_set1(0), p->hi)), p->lo);
+    vd lost, lost_log, d = NAME(difference)(x, p->m, &lost), z = d_mul(d, p->u), y = NAME(difference)(z, p->hi, &lost_log);
 #if FS_FUSED
     lost = d_fma(lost, p->u, d_fma(d, p->u, d_sub(d_set1(0), z)));
 #else
@@ -408,8 +429,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
             log[r] = (REAL)G.log[r];
             log_lo[r] = (REAL)((G.log_hi[r] - log[r]) + G.log_lo[r]);
         }
-        if (k.scale == 1)
-            NAME(join_max)(G.m, log, log_lo, G.n);
+        const int joined = NAME(join_max)(G.m, k.scale, log, log_lo, G.n);
         FOR_SLABS {
             if (AGAIN)
                 BRING(X, i, g);
@@ -420,7 +440,7 @@ FS_INLINE void NAME(log_softmax_rows)(const fs_tile *t, const int cols)
                 p.lo = LANES(log_lo, r);
                 p.u = V(set1)(scale);
                 p.v = V(set1)(scale_lo);
-                p.flag = k.scale == 1;
+                p.flag = joined;
                 NAME(emit_log_all)(&p, cols);
             }
             FILL_FORWARD(Y, i, g, -(REAL)INFINITY, log);
@@ -730,6 +750,7 @@ FS_INLINE void NAME(emit_plain)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
     const VEC hi = p->hi, lo = p->lo, s = p->v;
     EMIT(from, ({
              FETCH_AGAIN;
+             NAME(fetch_lines)(p->t);
              const VEC q = V(mul)(AT(p->x, 0), s), x = AT(p->other, 0), h = V(sub)(x, hi), back = V(sub)(h, x);
              const VEC rest_ = V(sub)(V(sub)(x, V(sub)(h, back)), V(add)(hi, back));
              NAME(mul2)(q, h, V(sub)(rest_, lo));
@@ -1016,6 +1037,7 @@ FS_INLINE void NAME(emit_times)(const PASS *p, ptrdiff_t from, ptrdiff_t c, cons
     const VEC zero = V(set1)(0), f = p->u, f_lo = p->v;
     EMIT(from, ({
              VEC q = AT(p->x, 0);
+             NAME(fetch_lines)(p->t);
              V(select)(V(eq)(q, zero), zero, NAME(mul2)(q, f, f_lo));
          }));
 }
@@ -1356,14 +1378,21 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
         for (ptrdiff_t j = 0; j < t->c; j++)
             weighty &= w[j] != 0;
     }
+    PASS waiting;
+    const PASS *late = NULL;
+    int64_t late_label = 0;
+    REAL late_target = 0;
     FOR_GROUPS(i, g) {
         BRING(X, i, g);
         if (slope)
             BRING(U, i, g);
         if (hess)
             NAME(fetch_to)(t, HESS, i, g, cols);
-        GROUP_TERMS(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
-                    g);
+        TERMS_OF_GROUP(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
+                       g, 0, late);
+        if (late)
+            ROW(DX, i - 1)[late_label] = late_target;
+        late = NULL;
         if (hess)
             G.shifts = NULL; /* the terms are not only multiplied */
         NAME(group_log)(&G, t, &k, X, i, g);
@@ -1518,10 +1547,17 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             if (hess) {
                 DIAGONAL_PASS(p, OF(HESS, i, r), r);
                 NAME(emit_index_hess_all)(&p, cols);
+            } else if (WAITS(DX) && p.flag && !(G.special | ignored | besides) && i + g < t->n) {
+                waiting = p;
+                late = &waiting;
+                late_label = y[r];
+                late_target = (REAL)target[r];
             } else {
                 NAME(emit_index_all)(&p, cols);
             }
         }
+        if (late)
+            continue;
         FILL_DERIVED(DX, i, g);
         for (ptrdiff_t r = 0; ignored && r < g; r++)
             if (ignored >> r & 1)

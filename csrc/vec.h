@@ -7,9 +7,11 @@
  *   max min                           the larger one, the smaller one; b if either is NaN, so that max(x, NaN) keeps the NaN
  *                                     (min if FS_FUSED)
  *   scale2                            a 2^n for integral n down to -1100; subnormal results are rounded once
- *   bounded scale2_if                 max(low, a), if scale2 needs bounded exponents; scale2, or 0 where the mask is not
- *   power_if                          a 2^k, exactly, or 0 where the mask is not; k is what the last bits of n, a sum with
- *                                     ZERO_POWER, exceed that by
+ *   bounded scale2_if                 max(low, a), if scale2 needs bounded exponents; a 2^floor(n), or 0 where the mask is not
+ *   power_if                          a 2^floor(k), exactly, or 0 where the mask is not; k, a multiple of 1 / STEPS, is what the
+ *                                     last bits of n, a sum with ZERO_POWER, exceed that by
+ *   STEPS pick floor                  1; or how many numbers a table has, of which the last bits of such an n pick those that
+ *                                     belong to k's fraction; n rounded down (the last two only if STEPS is not 1)
  *   lt not_less eq select bits        comparisons (only not_less is true for NaN), choice, the mask as an integer
  *   widen_lo widen_hi narrow          (f_ only) a vector of floats as two of doubles
  *   from_half to_half                 (f_ only) W IEEE halves in memory as floats; rounded to nearest even

@@ -85,7 +85,7 @@ FS_INLINE vd d_scale2(vd a, vd n)
     return _mm256_mul_pd(_mm256_mul_pd(a, _mm256_castsi256_pd(p)), _mm256_castsi256_pd(q));
 }
 
-FS_INLINE vf f_scale2_if(vf m, vf a, vf n) { return f_scale2(_mm256_and_ps(m, a), n); }
+FS_INLINE vf f_scale2_if(vf m, vf a, vf n) { return f_scale2(_mm256_and_ps(m, a), _mm256_floor_ps(n)); }
 FS_INLINE vd d_scale2_if(vd m, vd a, vd n) { return d_scale2(_mm256_and_pd(m, a), n); }
 
 #define f_STEPS 8

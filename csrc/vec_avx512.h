@@ -259,13 +259,15 @@ FS_INLINE vf f_from_brain(const uint16_t *p)
 }
 FS_INLINE __m256i f_brain(vf v)
 {
-    /* Not vcvtneps2bf16, which flushes subnormals.  Half an ULP less one bit, plus the last bit kept, carries to even. */
-    __m512i u = _mm512_castps_si512(v), h = _mm512_srli_epi32(u, 16);
-    __m512i even = _mm512_add_epi32(_mm512_and_si512(h, _mm512_set1_epi32(1)), _mm512_set1_epi32(0x7fff));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, even), 16);
+    /* Not vcvtneps2bf16, which flushes subnormals.  Half an ULP less one bit, plus the last bit kept, carries to even; the upper
+     * halves are picked by one shuffle. */
+    const __m512i upper = _mm512_castsi256_si512(
+        _mm256_setr_epi16(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+    __m512i u = _mm512_castps_si512(v), even = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), even);
     __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, h, _mm512_set1_epi32(0x40));
-    return _mm512_cvtepi32_epi16(rounded);
+    rounded = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper, rounded));
 }
 FS_INLINE mf f_truth(const uint8_t *p)
 {

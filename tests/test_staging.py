@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import rooms
 from cases import OPTIONS, Case
-from checks import LD, assert_close, assert_same_bits, compute, distance, new_outs
+from checks import LD, assert_close, assert_same_bits, compute, copies, distance, new_outs
 from rooms import Room
 
 import fastsoftmax as fs
@@ -121,6 +121,32 @@ def test_long_rows_past_the_caches(op: Op, dtype: np.dtype) -> None:
             for buffer, out in zip(buffers, outs, strict=True):
                 out[...] = 77
                 assert (buffer == 77).all(), f"{op.name}, {dtype}, {r} x {c}: wrote outside of its output"
+
+
+@pytest.mark.parametrize("name", ["softmax", "cross_entropy_index_grad"])
+@pytest.mark.parametrize("sizes", ["streamed"], indirect=True)
+@pytest.mark.usefixtures("sizes")
+def test_results_wait_for_the_next_row(name: str, dtype: np.dtype) -> None:
+    """One thread's rows, of which some may not wait, or not block by block: their terms are computed again."""
+    op = OPS[name]
+    for r, c in ((7, 4103), (7, 8192), (6, 20_011), (8, 40_003)):
+        ins, params = Case("normal", r, c, ()).build(op, dtype)
+        ins = copies(ins)
+        x = ins[0]
+        x[1, c // 3] += 200
+        x[2, c // 2] = np.nan
+        x[3, : c // 2] -= 60
+        x[4, c // 2 :] -= 500
+        if "ignore" in op.params:
+            ins[1][r - 2] = params["ignore"]
+        with tuned(stream_bytes=1 << 40), num_threads(1):
+            expected = compute(op, dtype, ins, params)
+        for offset in (0, 3):
+            outs = [np.full(o.size + 64, 77, o.dtype)[offset : offset + o.size].reshape(o.shape) for o in expected]
+            with tuned(run_bytes=1 << 24), num_threads(1):
+                got = compute(op, dtype, ins, params, outs)
+            for a, b in zip(got, expected, strict=True):
+                assert_same_bits(a, b, f"{op.name}, {dtype}, {r} x {c}, {offset} elements on")
 
 
 @pytest.mark.usefixtures("sizes")
