@@ -200,18 +200,19 @@ cdef class Kernel:
         class indices of the shape without the classes, plain floats for the rest.  An output that is None is
         allocated.  Returns the outputs.
         """
-        return self.run_quick(ins, outs, params, threads, axis, -1, NULL, -1, NULL)
+        return self.run_quick(ins, outs, params, threads, axis, -1, NULL, -1, NULL, False)
 
     cdef list run_quick(self, tuple ins, tuple outs, tuple params, int threads, int axis, int summed, double *sum,
-                        int64_t ignore, ptrdiff_t *ignored):
+                        int64_t ignore, ptrdiff_t *ignored, bint narrow):
         """``quick``, or the same with only the sum of one output's numbers: none of that output is kept.
 
-        If ``ignored`` is not NULL, operand 1 are labels to be checked: see ``fs_call``.
+        If ``ignored`` is not NULL, operand 1 are labels to be checked: see ``fs_call``.  With ``narrow`` rows may be 16-bit
+        floats, which are staged.
         """
         cdef fs_call call
         cdef double constants[FS_MAX_OPERANDS]
         cdef float constants32[FS_MAX_OPERANDS]
-        cdef int o, k, nd, status, typenum = cnp.NPY_FLOAT if self.itemsize == 4 else cnp.NPY_DOUBLE
+        cdef int o, k, nd, status, rownum, typenum = cnp.NPY_FLOAT if self.itemsize == 4 else cnp.NPY_DOUBLE
         cdef cnp.npy_intp kept[64]  # the shape without the classes; NumPy has 64 axes at most
         cdef cnp.ndarray x, a
         cdef fs_operand *p
@@ -222,6 +223,7 @@ cdef class Kernel:
         if nd < 1 or cnp.PyArray_SIZE(x) == 0 or not -nd <= axis < nd:
             return None
         axis = axis % nd
+        rownum = cnp.PyArray_TYPE(x) if narrow else typenum
         call.kernel = self.function
         call.staging = self.staging
         call.options = 0
@@ -268,14 +270,14 @@ cdef class Kernel:
                 continue
             if operand is None and p.output:
                 if p.kind == FS_ROW:
-                    a = cnp.PyArray_EMPTY(nd, cnp.PyArray_DIMS(x), typenum, 0)
+                    a = cnp.PyArray_EMPTY(nd, cnp.PyArray_DIMS(x), rownum, 0)
                 else:
                     a = cnp.PyArray_EMPTY(nd - 1, kept, typenum, 0)
             else:
                 if type(operand) is not np.ndarray:
                     return None
                 a = operand
-                if (cnp.PyArray_TYPE(a) != (cnp.NPY_INT64 if p.kind == FS_LABEL else typenum)
+                if (cnp.PyArray_TYPE(a) != (cnp.NPY_INT64 if p.kind == FS_LABEL else rownum if p.kind == FS_ROW else typenum)
                         or cnp.PyArray_NDIM(a) != (nd if p.kind == FS_ROW else nd - 1)
                         or not cnp.PyArray_ISCARRAY_RO(a)):
                     return None
@@ -290,6 +292,8 @@ cdef class Kernel:
                         if type(other) is np.ndarray and overlaps(a, other):
                             return None
             p.data = cnp.PyArray_BYTES(a)
+            if p.kind == FS_ROW:
+                p.type = type_of(a)
             p.s2 = p.sc = cnp.PyArray_ITEMSIZE(a)
             p.s1 = call.n2 * p.s2
             if p.kind == FS_ROW and axis == nd - 1:
@@ -408,10 +412,10 @@ def weigh_rows(ptrdiff_t n, labels, int64_t ignore, weight, rows, int threads):
 
 
 def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double scale, double empty,
-               int64_t ignore, bint gradient, int threads):
+               int64_t ignore, bint gradient, int threads, bint narrow):
     """The straight case of a plain loss against class indices, reduced: a pair (value, gradient), or None.
 
-    ``kernel`` has the operands logits, labels, class weights, row weights, with ``gradient`` upstream gradients, and the
+    The logits are of the kernel's dtype or, if they are ``narrow``, 16-bit floats.  ``kernel`` has the operands logits, labels, class weights, row weights, with ``gradient`` upstream gradients, and the
     outputs loss and gradient.  Classes are the last axis.
     """
     cdef cnp.ndarray x, y
@@ -437,7 +441,7 @@ def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double sc
     ins = (x, y, 1.0, 1.0, upstream) if gradient else (x, y, 1.0, 1.0)
     outs = (None, grad_out) if gradient else (None,)
     done = kernel.run_quick(ins, outs, params, threads, -1, -1 if reduction == "none" else kernel.inputs, &value, ignore,
-                            NULL if gradient else &ignored)
+                            NULL if gradient else &ignored, narrow)
     if done is None or ignored < 0 or ignored == count:
         return None
     if reduction == "none":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _backends, _threads
+from . import _backends, _plan, _threads
 from ._ops import OPS
 
 _reason: str | None = None
@@ -125,10 +125,15 @@ def quick_loss(
     op = "cross_entropy_index_grad" if gradient else "cross_entropy_index"
     number = logits.dtype.num
     found = _by_number.get((op, number)) or _found(op, number)
-    if found is None:
+    narrow = found is None and (logits.dtype == np.float16 or _plan.is_bfloat16(logits.dtype))
+    if narrow:
+        found = kernel(op, np.dtype(np.float32))
+    elif found is None:
         return None
     threads = 1 if logits.size < SERIAL else _threads.get_num_threads()
-    return _native.quick_loss(found, logits, target, grad_out, reduction, scale, empty, ignore, gradient, threads)
+    return _native.quick_loss(
+        found, logits, target, grad_out, reduction, scale, empty, ignore, gradient, threads, narrow
+    )
 
 
 def _plain(a: Any, *dtypes: Any) -> bool:

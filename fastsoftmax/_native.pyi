@@ -23,6 +23,7 @@ def quick_loss(
     ignore: int,
     gradient: bool,
     threads: int,
+    narrow: bool,
 ) -> tuple[Any, Any] | None: ...
 
 class Kernel:

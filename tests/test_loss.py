@@ -6,6 +6,7 @@ import itertools
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from checks import LD, assert_close, assert_same_bits
@@ -209,6 +210,30 @@ def test_many_labels(room: Room) -> None:
     y[99_999] = 2
     with pytest.raises(IndexError, match=r"target\[99999\] = 2 is out of bounds for 2 classes"):
         fs.cross_entropy(x, y)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_16_bit_logits(room: Room, reduction: str) -> None:
+    """Losses are those of the same logits in float32, gradients theirs rounded once, in place, too."""
+    rng = np.random.default_rng(5)
+    for dtype, (rows, c) in itertools.product((np.float16, ml_dtypes.bfloat16), ((500, 7), (50, 300), (3, 20_011))):
+        x, y = rng.standard_normal((rows, c)).astype(dtype), rng.integers(0, c, rows)
+        y[1] = -100
+        wide = x.astype(np.float32)
+        assert_same_bits(fs.cross_entropy(x, y, reduction=reduction), fs.cross_entropy(wide, y, reduction=reduction))
+        value, grad = fs.cross_entropy_value_and_grad(x, y, reduction=reduction)
+        wide_value, wide_grad = fs.cross_entropy_value_and_grad(wide, y, reduction=reduction)
+        assert_same_bits(value, wide_value)
+        assert grad.dtype == dtype
+        assert_same_bits(grad.astype(np.float32), wide_grad.astype(dtype).astype(np.float32))
+        y[2] = c
+        with pytest.raises(IndexError, match=rf"target\[2\] = {c} is out of bounds for {c} classes"):
+            fs.cross_entropy_value_and_grad(x, y, reduction=reduction, grad_out=x)
+        assert_same_bits(x.astype(np.float32), wide)
+        y[2] = 0
+        grad = fs.cross_entropy_value_and_grad(x, y, reduction=reduction).grad
+        fs.cross_entropy_value_and_grad(x, y, reduction=reduction, grad_out=x)
+        assert_same_bits(x.astype(np.float32), grad.astype(np.float32))
 
 
 def test_ignored_class_still_counts_in_the_denominator(room: Room, dtype: np.dtype) -> None:
