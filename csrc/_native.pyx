@@ -415,8 +415,9 @@ def quick_loss(Kernel kernel, logits, target, grad_out, str reduction, double sc
                int64_t ignore, bint gradient, int threads, bint narrow):
     """The straight case of a plain loss against class indices, reduced: a pair (value, gradient), or None.
 
-    The logits are of the kernel's dtype or, if they are ``narrow``, 16-bit floats.  ``kernel`` has the operands logits, labels, class weights, row weights, with ``gradient`` upstream gradients, and the
-    outputs loss and gradient.  Classes are the last axis.
+    The logits are of the kernel's dtype or, if they are ``narrow``, 16-bit floats.  ``kernel`` has the operands logits,
+    labels, class weights, row weights, with ``gradient`` upstream gradients, and the outputs loss and gradient.  Classes
+    are the last axis.
     """
     cdef cnp.ndarray x, y
     cdef double upstream = 1, value = 0

@@ -1390,7 +1390,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
             NAME(fetch_to)(t, HESS, i, g, cols);
         TERMS_OF_GROUP(X, slope ? ASIDE(r) : gradient ? KEPT(DX, i, r) : NULL, gradient ? LINES_TO(DX, i + r) : NO_LINES, i,
                        g, 0, late);
-        if (late)
+        if (late) /* now that its row is written */
             ROW(DX, i - 1)[late_label] = late_target;
         late = NULL;
         if (hess)
@@ -1556,7 +1556,7 @@ FS_INLINE void NAME(index_rows)(const fs_tile *t, const int cols, const int what
                 NAME(emit_index_all)(&p, cols);
             }
         }
-        if (late)
+        if (late) /* nothing of what follows is needed but the target */
             continue;
         FILL_DERIVED(DX, i, g);
         for (ptrdiff_t r = 0; ignored && r < g; r++)
